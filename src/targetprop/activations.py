@@ -1,0 +1,220 @@
+"""Activations ρ, their slope ρ′, and the two feedback activations ψ of target propagation.
+
+The *matched* feedback activation of ρ is ψ(y) = ∫₀ʸ ρ′(ρ⁻¹(u)) du, so that ψ′(ρ(c)) = ρ′(c) holds while ψ reads the
+layer's output only. Outside the range of ρ it continues as a constant: a target beyond what ρ can reach is cut off
+there, and large targets cannot diverge. Where ρ has no inverse (GELU, SiLU, ...), ψ is the linear gate r ↦ ρ′(c) ⊙ r
+with the pre-activation c kept by the forward pass.
+
+The *mirror* feedback activation (Ernoult et al. 2022) is ρ itself, applied once more to the output. Its slope at
+y = ρ(c) is ρ′(y), not ρ′(c), which is why it cannot satisfy the Jacobian matching condition exactly.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Feedback = Literal["matched", "mirror"]
+Saved = tuple[Tensor | None, Tensor]
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise activation, one step of a :class:`~targetprop.stages.Stage`.
+
+    Attributes:
+        name: as in ``targetprop.networks`` (``"elu"``, ``"relu"``, ...).
+        rho: c ↦ ρ(c).
+        slope: (e, c, y) ↦ ρ′(c) ⊙ e, with y = ρ(c); ``c`` is None unless ``needs_input``.
+        matched: (r, c, y) ↦ ψ(r), the matched feedback activation at target r of a unit whose clean output is y.
+        shift: (d, c, y) ↦ ψ(y + d) − ψ(y), written out so that a tiny d does not drown in rounding.
+        monotone: ρ never decreases, so max pooling may choose its winners before or after ρ.
+        needs_input: ρ′ cannot be told from y alone, so the forward pass keeps c.
+    """
+
+    name: str
+    rho: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    matched: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    shift: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    monotone: bool = True
+    needs_input: bool = False
+
+    def forward(self, c: Tensor) -> tuple[Tensor, Saved]:
+        """ρ(c) and what the way back needs of this pass."""
+        y = self.rho(c)
+        return y, (c if self.needs_input else None, y)
+
+    def jvp(self, saved: Saved, v: Tensor) -> Tensor:
+        """ρ′(c) ⊙ v."""
+        return self.slope(v, *saved)
+
+    # The Jacobian of an elementwise function is diagonal, hence its own transpose.
+    vjp = jvp
+
+    def difference(self, saved: Saved, d: Tensor) -> Tensor:
+        """ψ(y + d) − ψ(y), ψ matched."""
+        return self.shift(d, *saved)
+
+    def lift(self, saved: Saved, t: Tensor, kind: Feedback) -> Tensor:
+        """ψ(t), matched or mirror."""
+        return self.rho(t) if kind == "mirror" else self.matched(t, *saved)
+
+
+def split(d: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How a step from y to y + d parts at 0: (the share above, the share below, min(y, 0)); the shares sum to d exactly."""
+    below_zero = y.clamp_max(0.0)
+    below = torch.minimum(d + y.clamp_min(0.0), -below_zero)
+    return d - below, below, below_zero
+
+
+def identity() -> Activation:
+    """ρ(c) = c, ψ(y) = y."""
+    return Activation("identity", lambda c: c, lambda e, c, y: e, lambda r, c, y: r, lambda d, c, y: d)
+
+
+def elu(alpha: float = 1.0) -> Activation:
+    """ELU; ψ(y) = y above 0, αy + y²/2 on [−α, 0], constant below."""
+
+    def matched(r: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        low = r.clamp(-alpha, 0.0)
+        return r.clamp_min(0.0) + low * (alpha + 0.5 * low)
+
+    def shift(d: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        above, below, low = split(torch.maximum(d, -alpha - y), y)
+        return torch.addcmul(above, below, torch.add(low, below, alpha=0.5).add_(alpha))
+
+    def slope(e: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        return aten.elu_backward(e, alpha, 1.0, 1.0, True, y)
+
+    return Activation("elu", lambda c: F.elu(c, alpha), slope, matched, shift)
+
+
+def relu() -> Activation:
+    """ReLU; ψ(y) = max(y, 0) for active units. A silent unit has slope 0 and passes nothing, whatever its target."""
+    return Activation(
+        "relu",
+        F.relu,
+        lambda e, c, y: aten.threshold_backward(e, y, 0.0),
+        lambda r, c, y: aten.threshold_backward(r.clamp_min(0.0), y, 0.0),
+        lambda d, c, y: aten.threshold_backward(torch.maximum(d, -y), y, 0.0),
+    )
+
+
+def leaky_relu(slope: float = 0.01) -> Activation:
+    """Leaky ReLU, which is its own matched feedback."""
+    if not slope > 0:
+        raise ValueError(f"leaky ReLU slope {slope} is not positive; use 'relu' for a slope of 0.")
+
+    def shift(d: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        above, below, _ = split(d, y)
+        return torch.add(above, below, alpha=slope)
+
+    return Activation(
+        "leaky_relu",
+        lambda c: F.leaky_relu(c, slope),
+        lambda e, c, y: aten.leaky_relu_backward(e, y, slope, True),
+        lambda r, c, y: F.leaky_relu(r, slope),
+        shift,
+    )
+
+
+def tanh() -> Activation:
+    """tanh; ψ(y) = y − y³/3 on [−1, 1]."""
+
+    def matched(r: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        r = r.clamp(-1.0, 1.0)
+        return r * (1.0 - r * r / 3.0)
+
+    def shift(d: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        d = d.clamp(-1.0 - y, 1.0 - y)
+        return d * (1.0 - y * y - d * (y + d / 3.0))
+
+    return Activation("tanh", torch.tanh, lambda e, c, y: aten.tanh_backward(e, y), matched, shift)
+
+
+def sigmoid() -> Activation:
+    """Logistic sigmoid; ψ(y) = y²/2 − y³/3 on [0, 1]."""
+
+    def matched(r: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        r = r.clamp(0.0, 1.0)
+        return r * r * (0.5 - r / 3.0)
+
+    def shift(d: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        d = d.clamp(-y, 1.0 - y)
+        return d * (y - y * y + d * (0.5 - y - d / 3.0))
+
+    return Activation("sigmoid", torch.sigmoid, lambda e, c, y: aten.sigmoid_backward(e, y), matched, shift)
+
+
+def gated(name: str, rho: Callable[[Tensor], Tensor], monotone: bool = False) -> Activation:
+    """Any differentiable elementwise ρ, fed back through the gate ψ(r) = ρ′(c) ⊙ r; ρ′ comes from autograd."""
+
+    def slope(e: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        if c is None:
+            raise ValueError(f"activation '{name}' needs the pre-activation; its layer kept none.")
+        # detach: torch.func does not pull back through a tensor that an outer graph already tracks.
+        return torch.func.vjp(rho, c.detach())[1](e)[0]
+
+    return Activation(name, rho, slope, slope, slope, monotone=monotone, needs_input=True)
+
+
+def gelu(approximate: str = "none") -> Activation:
+    """GELU, fed back by gating."""
+    return gated("gelu", lambda c: F.gelu(c, approximate=approximate))
+
+
+def silu() -> Activation:
+    """SiLU (swish), fed back by gating."""
+    return gated("silu", F.silu)
+
+
+ACTIVATIONS: dict[str, Callable[[], Activation]] = {
+    "identity": identity,
+    "elu": elu,
+    "relu": relu,
+    "leaky_relu": leaky_relu,
+    "tanh": tanh,
+    "sigmoid": sigmoid,
+    "gelu": gelu,
+    "silu": silu,
+}
+
+MODULES: dict[type[nn.Module], Callable[..., Activation]] = {
+    nn.Identity: lambda module: identity(),
+    nn.ELU: lambda module: elu(module.alpha),
+    nn.ReLU: lambda module: relu(),
+    nn.LeakyReLU: lambda module: leaky_relu(module.negative_slope),
+    nn.Tanh: lambda module: tanh(),
+    nn.Sigmoid: lambda module: sigmoid(),
+    nn.GELU: lambda module: gelu(module.approximate),
+    nn.SiLU: lambda module: silu(),
+    nn.Softplus: lambda module: gated("softplus", module.forward, monotone=True),
+    nn.Mish: lambda module: gated("mish", module.forward),
+    nn.SELU: lambda module: gated("selu", F.selu, monotone=True),
+    nn.CELU: lambda module: gated("celu", lambda c: F.celu(c, module.alpha), monotone=True),
+    nn.Hardswish: lambda module: gated("hardswish", F.hardswish),
+    nn.Softsign: lambda module: gated("softsign", F.softsign, monotone=True),
+}
+
+
+def get(name: str | Activation) -> Activation:
+    """The activation called ``name``.
+
+    Raises:
+        ValueError: for an unknown name; the sentence gives the nearest one.
+    """
+    if isinstance(name, Activation):
+        return name
+    if name not in ACTIVATIONS:
+        near = difflib.get_close_matches(name, ACTIVATIONS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(ACTIVATIONS)}."
+        raise ValueError(f"unknown activation '{name}'{hint}")
+    return ACTIVATIONS[name]()

@@ -1,0 +1,19 @@
+"""Target propagation without the difference correction."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from targetprop.algorithms.dtp import DTP
+from targetprop.layers import Layer, Trace
+
+
+class TargetProp(DTP):
+    """Target propagation (Bengio 2014; Lee et al. 2015): tⁿ⁻¹ = Gⁿ(tⁿ), feedback learned as in DTP.
+
+    In a residual block every layer's target is that of its own feedback, and the differences of both arms are summed.
+    """
+
+    def feed_back(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:
+        """Gⁿ(tⁿ) − sⁿ⁻¹."""
+        return layer.reconstruct(trace, trace.output + difference) - trace.input

@@ -1,0 +1,130 @@
+"""How well feedback and updates are aligned: angles, relative distances and the Jacobian mismatch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from targetprop.algorithms import Algorithm, Backprop
+from targetprop.feedback.solver import noise_like
+from targetprop.layers import Layer, Trace
+from targetprop.pairing import Network
+
+
+@dataclass(frozen=True)
+class LayerAlignment:
+    """Alignment of one layer; the first four compare arrays, the last Jacobians. Entries that do not exist are None.
+
+    Attributes:
+        update_angle: between the algorithm's update of θ and the backprop gradient, degrees.
+        update_distance: ‖∇_BP − ∇‖/‖∇_BP‖.
+        weight_angle: between ω and θᵀ, degrees.
+        weight_distance: ‖θ − ωᵀ‖/‖θ‖.
+        mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F.
+    """
+
+    update_angle: float
+    update_distance: float
+    weight_angle: float | None = None
+    weight_distance: float | None = None
+    mismatch: float | None = None
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Angle between two arrays, flattened, in degrees; accurate for small angles too (Kahan: 2·atan2); 90 if one is zero."""
+    a, b = a.flatten(), b.flatten()
+    na, nb = a.norm(), b.norm()
+    radians = 2 * torch.atan2((a * nb - b * na).norm(), (a * nb + b * na).norm())
+    return torch.where((na > 0) & (nb > 0), torch.rad2deg(radians), torch.full_like(radians, 90.0))
+
+
+def distance(reference: Tensor, other: Tensor) -> Tensor:
+    """‖reference − other‖/‖reference‖."""
+    return (reference - other).norm() / reference.norm()
+
+
+@torch.no_grad()
+def jacobian_mismatch(layer: Layer, trace: Trace, probes: int = 4, generator: Generator | None = None) -> float:
+    """‖J_G − J_Fᵀ‖_F/‖J_F‖_F of a layer, averaged over the batch, by probes of its output.
+
+    For white η, E‖(J_G − J_Fᵀ)η‖² is the squared Frobenius norm, so no Jacobian is formed. J_G η is the forward-mode derivative of
+    the feedback actually used, mirror or matched, at s; J_Fᵀη is the exact transpose with the clean pool winners.
+
+    Args:
+        layer: a layer with feedback.
+        trace: its clean pass.
+        probes: noise samples per sample of the batch; the standard error falls as one over their root.
+        generator: of the noise; default a fixed seed.
+    """
+    generator = generator or torch.Generator(trace.input.device).manual_seed(0)
+    error = norm = 0.0
+    for _ in range(probes):
+        h = noise_like(trace.output, generator)
+        zero = torch.zeros_like(h)
+        _, lifted = torch.func.jvp(lambda d: layer.stage.difference(trace.saved, trace.output, d), (zero,), (h,))
+        forward = layer.map.transpose(layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape)
+        error += (layer.feed_back(lifted, trace.input.shape) - forward).square().sum().item()
+        norm += forward.square().sum().item()
+    return (error / norm) ** 0.5 if norm > 0 else float("nan")
+
+
+@contextmanager
+def restored(net: Network, algo: Algorithm) -> Iterator[None]:
+    """Put weights, gradients and the algorithm's memory back as they were."""
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    gradients = [(p, p.grad) for p in net.parameters()]
+    memory = copy.deepcopy(algo.state_dict())
+    net.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in net.state_dict().items():
+                value.copy_(weights[name])
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        algo.load_state_dict(memory)
+
+
+def backprop_gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> list[Tensor]:
+    """The gradient of ``algo``'s loss on every layer's θ, by autograd."""
+    loss = algo.loss(net(x), y)
+    return list(torch.autograd.grad(loss, [layer.theta for layer in net.layers]))
+
+
+def update_alignment(updates: list[Tensor], gradients: list[Tensor]) -> list[tuple[float, float]]:
+    """(angle in degrees, relative distance) of every update to its gradient."""
+    return [(angle(g, u).item(), distance(g, u).item()) for u, g in zip(updates, gradients, strict=True)]
+
+
+def alignment(net: Network, algo: Algorithm, x: Tensor, y: Tensor, probes: int = 4) -> dict[str, LayerAlignment]:
+    """The alignment of every layer on the batch (x, y), at the update that ``algo.backward(x, y)`` would make.
+
+    Nothing is changed: weights, gradients and the algorithm's memory are put back.
+
+    Returns:
+        per layer name, a :class:`LayerAlignment`.
+
+    Example:
+        >>> alignment(net, algo, x, y)["conv_1"].update_angle
+    """
+    with restored(net, algo):
+        algo.backward(x, y)
+        updates = [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
+        aligned = update_alignment(updates, backprop_gradients(net, algo, x, y))
+        with torch.no_grad():
+            leaves = net.leaf_traces(net.trace(x)[1])
+        result = {}
+        for name, (layer, trace), pair in zip(net.names, leaves, aligned, strict=True):
+            if layer.feedback_map is None or isinstance(algo, Backprop):
+                result[name] = LayerAlignment(*pair)
+                continue
+            theta, omega = layer.theta.detach(), layer.omega.detach()
+            mismatch = jacobian_mismatch(layer, trace, probes)
+            result[name] = LayerAlignment(*pair, angle(theta, omega).item(), distance(theta, omega).item(), mismatch)
+    return result

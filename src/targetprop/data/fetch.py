@@ -1,0 +1,39 @@
+"""Downloads with hashes: a file appears under its name only when it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from targetprop.data.catalogue import default_folder, source
+from targetprop.data.formats import DataError
+
+
+def fetch(name: str, folder: Path | None = None, progress: Any = False) -> list[Path]:
+    """Download the files of a data set that are not there yet.
+
+    Args:
+        name: one of ``SOURCES``.
+        folder: where to put ``NAME/``; default the cache folder.
+        progress: what pooch takes as ``progressbar``.
+
+    Raises:
+        DataError: the set cannot be fetched, the download failed or its hash is wrong; nothing is left behind then.
+    """
+    import pooch
+
+    about = source(name)
+    files = about.layouts[0] if about.layouts else ()
+    if name == "digits":
+        return []
+    if not files or any(file.url is None for file in files):
+        raise DataError(f"data set '{name}' cannot be fetched: {about.remedy or about.about}.")
+    target = (default_folder() if folder is None else folder) / name
+    paths = []
+    for file in files:
+        try:
+            path = pooch.retrieve(file.url, file.digest, file.name, target, progressbar=progress)
+        except Exception as error:  # requests, urllib3, pooch and the file system each have their own
+            raise DataError(f"could not fetch {file.url}: {str(error).splitlines()[0]}") from error
+        paths.append(Path(path))
+    return paths

@@ -1,0 +1,21 @@
+"""Feedback that stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator
+
+from targetprop.feedback.solver import FeedbackReport, State
+from targetprop.layers import Layer, Trace
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Leaves ω as it was initialised (feedback alignment's choice: Lillicrap et al. 2016; Shibuya et al. 2023)."""
+
+    tracking: bool = False
+
+    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+        """Do nothing."""
+        return FeedbackReport(0)

@@ -1,0 +1,65 @@
+"""The feedback losses with their gradients on ω in closed form.
+
+Both losses are at most quadratic in ω, because G(t) = A_ωᵀ R(t) + b_ω is linear in it, so that two products give the gradient.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+import torch
+
+from targetprop.layers import Layer, Trace
+from targetprop.maps import sum_to_bias
+
+
+def lifted_response(layer: Layer, trace: Trace, e: Tensor) -> Tensor:
+    """R(F(x + ε)) − R(F(x)), the layer's response to noise as the feedback map sees it.
+
+    Mirror feedback, the paper's: a second pass of x + ε, fed back through the pool winners of *that* pass. Matched feedback: the
+    response J_F ε, with winners and gates of the clean pass frozen; this is the small-noise limit whose minimiser is J_G = J_Fᵀ.
+    """
+    clean = layer.stage
+    if clean.kind == "matched":
+        return clean.difference(trace.saved, trace.output, layer.respond(trace, e))
+    noisy = layer.trace(trace.input + e)
+    return clean.lift(noisy.saved, noisy.output) - clean.lift(trace.saved, trace.output)
+
+
+def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Local difference reconstruction loss and its gradient on ω (Ernoult et al. 2022; PAPER §2a).
+
+    L = mean over the batch of −2⟨ε, G(F(x + ε)) − G(F(x))⟩ + ‖G(F(x) + η) − G(F(x))‖², sums over features.
+
+    With u = R(F(x + ε)) − R(F(x)) and v = R(F(x) + η) − R(F(x)) the gradient is 2·corr(v, A_ωᵀv) − 2·corr(u, ε) over the batch
+    size, and the loss follows from it: ⟨ω, ∂L/∂ω⟩ = −2⟨ε, A_ωᵀu⟩ + 2‖A_ωᵀv‖² needs no pass of its own.
+
+    Args:
+        layer: the layer.
+        trace: its clean pass.
+        e: ε, input noise shaped like x.
+        h: η, output noise shaped like s.
+    """
+    batch = len(e)
+    u = lifted_response(layer, trace, e)
+    v = layer.stage.difference(trace.saved, trace.output, h)
+    reconstruction = layer.feed_back(v, trace.input.shape)
+    pre, post = torch.cat([v, -u]), torch.cat([reconstruction, e])
+    gradient = layer.map.correlate(pre, post, layer.omega.shape) * (2 / batch)
+    loss = torch.sum(layer.omega * gradient) - reconstruction.square().sum() / batch
+    return loss, gradient
+
+
+def reconstruction(layer: Layer, trace: Trace, e: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Denoising auto-encoder loss and its gradients on ω and b_ω (Lee et al. 2015; Bengio 2014).
+
+    L = mean over the batch of ‖G(F(x + ε)) − (x + ε)‖², sum over features.
+    """
+    batch = len(e)
+    noisy = layer.trace(trace.input + e)
+    z = layer.stage.lift(noisy.saved, noisy.output)
+    error = layer.reconstruct(noisy, noisy.output) - noisy.input
+    gradient = layer.map.correlate(z, error, layer.omega.shape) * (2 / batch)
+    biased = layer.feedback_map is not None and layer.feedback_map.bias is not None
+    bias_gradient = sum_to_bias(error, layer.map.bias_dim) * (2 / batch) if biased else None
+    return error.square().sum() / batch, gradient, bias_gradient

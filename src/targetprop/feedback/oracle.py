@@ -1,0 +1,22 @@
+"""An oracle for analysis: ω = θᵀ by copying."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator
+
+from targetprop.feedback.solver import FeedbackReport, State
+from targetprop.layers import Layer, Trace
+
+
+@dataclass(frozen=True)
+class Symmetric:
+    """Sets ω to θᵀ (weight transport): what L-DRL would learn at its best, not a way to learn it."""
+
+    tracking: bool = False
+
+    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+        """Copy θ to ω."""
+        layer.omega.copy_(layer.theta)
+        return FeedbackReport(0)

@@ -1,0 +1,43 @@
+"""The feedback learning of target propagation before L-DRL: a denoising auto-encoder a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator
+
+from targetprop.feedback import losses
+from targetprop.feedback.sgd import momentum_step
+from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
+from targetprop.layers import Layer, Trace
+
+
+@dataclass(frozen=True)
+class ReconstructionSolver:
+    """K iterations of SGD a batch on ‖G(F(x + ε)) − (x + ε)‖² (Bengio 2014; Lee et al. 2015).
+
+    Attributes:
+        noise: σ, standard deviation of ε; a number, or one per layer with feedback.
+        lr: learning rate of ω and b_ω.
+        iterations: K.
+        momentum: of SGD.
+    """
+
+    noise: PerLayer = 0.1
+    lr: PerLayer = 1e-3
+    iterations: int | tuple[int, ...] = 1
+    momentum: float = 0.9
+    tracking: bool = False
+
+    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+        """K updates of ω and b_ω; the reported loss is that before the last."""
+        sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
+        count = int(per_layer(self.iterations, index, "iterations"))
+        loss = None
+        for _ in range(count):
+            e = noise_like(trace.input, generator).mul_(sigma)
+            loss, gradient, bias_gradient = losses.reconstruction(layer, trace, e)
+            momentum_step(layer.omega, gradient, state, "momentum", lr, self.momentum)
+            if bias_gradient is not None and layer.feedback_map is not None and layer.feedback_map.bias is not None:
+                momentum_step(layer.feedback_map.bias, bias_gradient, state, "bias_momentum", lr, self.momentum)
+        return FeedbackReport(count, loss)

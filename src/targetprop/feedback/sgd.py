@@ -1,0 +1,52 @@
+"""The paper's way to learn ω: K steps of SGD with momentum on the L-DRL loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from targetprop.feedback import losses
+from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
+from targetprop.layers import Layer, Trace
+
+
+def momentum_step(weight: Tensor, gradient: Tensor, state: State, key: str, lr: float, momentum: float) -> None:
+    """w ← w − lr·v with v ← momentum·v + gradient, v = ``state[key]``; in place."""
+    if key not in state:
+        state[key] = torch.zeros_like(weight)
+    state[key].mul_(momentum).add_(gradient)
+    weight.sub_(state[key], alpha=lr)
+
+
+@dataclass(frozen=True)
+class SGDSolver:
+    """K sequential iterations a batch on the L-DRL loss, fresh noise each (Ernoult et al. 2022; PAPER §2a).
+
+    Momentum persists across iterations and batches; no weight decay, no schedule. A setting is one number for every layer
+    with feedback, or a sequence with one entry per such layer from input to output.
+
+    Attributes:
+        noise: σ, standard deviation of ε and η.
+        lr: learning rate of ω.
+        iterations: K.
+        momentum: of SGD.
+    """
+
+    noise: PerLayer = 0.2
+    lr: PerLayer = 1e-3
+    iterations: int | tuple[int, ...] = 20
+    momentum: float = 0.9
+    tracking: bool = False
+
+    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+        """K updates of ω; the reported loss is that before the last."""
+        sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
+        count = int(per_layer(self.iterations, index, "iterations"))
+        loss = None
+        for _ in range(count):
+            e, h = (noise_like(a, generator).mul_(sigma) for a in (trace.input, trace.output))
+            loss, gradient = losses.ldrl(layer, trace, e, h)
+            momentum_step(layer.omega, gradient, state, "momentum", lr, self.momentum)
+        return FeedbackReport(count, loss)

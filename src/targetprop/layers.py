@@ -1,0 +1,256 @@
+"""Layers that can be run both ways: a forward map, a stage, and a feedback map with weights of its own.
+
+A :class:`Layer` computes s = F(x) = S(A_θ x + b) and feeds back G(t) = A_ωᵀ R(t) + b_ω. ω is stored in the layout of θ; the
+Jacobian matching condition J_G = J_Fᵀ (Ernoult et al. 2022) then reads ω = θ, if R is the matched feedback of S.
+
+Nothing is remembered between the two passes: ``trace`` returns what feedback needs as a value. Every product here is an
+explicit operator on tensors without a graph; only ``forward`` is differentiable by autograd.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.maps import LinearMap, along, sum_to_bias
+from targetprop.stages import Stage, Step
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One pass of a batch through a layer.
+
+    Attributes:
+        input: x = sⁿ⁻¹.
+        output: s = sⁿ.
+        saved: what the stage saved of this pass.
+    """
+
+    input: Tensor
+    output: Tensor
+    saved: tuple
+
+    def narrow(self, start: int, count: int) -> Trace:
+        """The same pass of ``count`` samples of the batch from ``start`` on."""
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.narrow(0, start, count)
+            return tuple(map(cut, value)) if type(value) is tuple else value
+
+        return Trace(cut(self.input), cut(self.output), cut(self.saved))
+
+
+@dataclass(frozen=True)
+class ResidualTrace:
+    """One pass of a batch through a residual block: the traces of its layers and what its own stage saved."""
+
+    branch: list[Trace]
+    shortcut: list[Trace]
+    output: Tensor
+    saved: tuple
+
+
+Rule = Callable[["Layer", Trace, Tensor], Tensor]
+"""(layer, its trace, difference d at its output) ↦ difference at its input."""
+
+Targets = Generator[tuple["Layer", Trace, Tensor], None, Tensor | None]
+
+
+class FeedbackMap(nn.Module):
+    """The weights ω (in the layout of θ) and bias b_ω of G; initialised as PyTorch initialises the paper's modules."""
+
+    def __init__(self, weight: Tensor, fan_in: int, bias: int):
+        """Draw ω shaped like ``weight``, and ``bias`` many biases, uniformly within ±1/√fan_in."""
+        super().__init__()
+        bound = 1 / math.sqrt(fan_in)
+        self.weight = nn.Parameter(torch.empty_like(weight).uniform_(-bound, bound))
+        self.bias = nn.Parameter(weight.new_empty(bias).uniform_(-bound, bound)) if bias else None
+
+
+class Layer(nn.Module):
+    """A linear map, its stage and its feedback.
+
+    Attributes:
+        forward_map: the module that holds θ and b, the user's own ``nn.Conv2d``, ``nn.Linear``, ...
+        feedback_map: holds ω and b_ω; None for a layer that reads the network's input, which needs no target.
+        map: the products with A_w.
+        stage: what follows the map.
+    """
+
+    def __init__(self, module: nn.Module, linear: LinearMap, steps: Sequence[Step] = (), kind="matched", feedback=True):
+        """Pair ``module``, which computes ``linear`` plus a bias, with feedback of ``kind`` unless ``feedback`` is off."""
+        super().__init__()
+        self.forward_map = module
+        self.map = linear
+        self.stage = Stage(tuple(steps), kind)
+        self.feedback_map = FeedbackMap(self.theta.detach(), *feedback_sizes(module)) if feedback else None
+
+    @property
+    def theta(self) -> nn.Parameter:
+        """θ, the forward weight."""
+        return self.forward_map.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """b, the forward bias."""
+        return self.forward_map.bias  # type: ignore[return-value]
+
+    @property
+    def omega(self) -> nn.Parameter:
+        """ω, the feedback weight.
+
+        Raises:
+            AttributeError: for a layer that reads the network's input.
+        """
+        if self.feedback_map is None:
+            raise AttributeError("a layer that reads the network's input has no feedback weight.")
+        return self.feedback_map.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """F(x), differentiable."""
+        return self.stage.forward(self.map.apply(x, self.theta, self.bias))[0]
+
+    def trace(self, x: Tensor) -> Trace:
+        """F(x) with all that feedback and learning need of this pass."""
+        s, saved = self.stage.forward(self.map.apply(x, self.theta, self.bias))
+        return Trace(x, s, saved)
+
+    def feed_back(self, z: Tensor, shape: Sequence[int]) -> Tensor:
+        """A_ωᵀ z, shaped ``shape``; the bias b_ω cancels in differences and is left out."""
+        return self.map.transpose(z, self.omega, shape)
+
+    def respond(self, trace: Trace, e: Tensor) -> Tensor:
+        """J_F e = S′ A_θ e: the layer's own response to a small perturbation e of its input."""
+        return self.stage.jvp(trace.saved, self.map.apply(e, self.theta))
+
+    def difference(self, trace: Trace, d: Tensor) -> Tensor:
+        """G(s + d) − G(s), the difference correction (Lee et al. 2015); one feedback map for both terms."""
+        return self.feed_back(self.stage.difference(trace.saved, trace.output, d), trace.input.shape)
+
+    def reconstruct(self, trace: Trace, t: Tensor) -> Tensor:
+        """G(t) = A_ωᵀ R(t) + b_ω."""
+        r = self.feed_back(self.stage.lift(trace.saved, t), trace.input.shape)
+        b = None if self.feedback_map is None else self.feedback_map.bias
+        # A feedback bias has one entry per input channel: conv (B, C, ...) and linear (..., C) alike.
+        return r if b is None else r + along(b, self.map.bias_dim, r.dim())
+
+    def update(self, trace: Trace, e: Tensor, tracking: bool = False) -> None:
+        """Add to ``.grad`` of θ and b the gradient of ⟨e, F(x)⟩, x fixed; when ``tracking``, add θ's to ω's as well.
+
+        With e = (s − t)/(βB) this is the layer's local loss ½‖F(x) − t‖² (Ernoult et al. 2022), batch mean, over β.
+        """
+        e = self.stage.vjp(trace.saved, e)
+        if self.theta.requires_grad:
+            gradient = self.map.correlate(e, trace.input, self.theta.shape)
+            if tracking and self.feedback_map is not None:
+                # A copy: gradient clipping and loss scaling write into .grad.
+                accumulate(self.omega, gradient.clone())
+            accumulate(self.theta, gradient)
+        if self.bias is not None and self.bias.requires_grad:
+            accumulate(self.bias, sum_to_bias(e, self.map.bias_dim))
+
+    def targets(self, trace: Trace, d: Tensor, rule: Rule) -> Targets:
+        """Yield (layer, trace, d), then return the difference at the input; None where no target is needed."""
+        yield self, trace, d
+        return rule(self, trace, d) if self.feedback_map is not None else None
+
+    def leaves(self) -> Iterator[Layer]:
+        """This layer."""
+        yield self
+
+    def leaf_traces(self, trace: Trace) -> Iterator[tuple[Layer, Trace]]:
+        """This layer with its trace."""
+        yield self, trace
+
+
+class Residual(nn.Module):
+    """s = S(branch(x) + shortcut(x)); an empty shortcut is the identity.
+
+    Where the forward pass copies x, the differences that come back are summed. Every linear map inside is a layer with
+    its own feedback weights and its own local loss.
+    """
+
+    def __init__(self, branch: Sequence[Layer], shortcut: Sequence[Layer] = (), steps: Sequence[Step] = (), kind="matched"):
+        """Join ``branch`` and ``shortcut``; ``steps`` act on their sum."""
+        super().__init__()
+        self.branch = nn.ModuleList(branch)
+        self.shortcut = nn.ModuleList(shortcut)
+        self.stage = Stage(tuple(steps), kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """S(branch(x) + shortcut(x)), differentiable."""
+        a = b = x
+        for layer in self.branch:
+            a = layer(a)
+        for layer in self.shortcut:
+            b = layer(b)
+        return self.stage.forward(a + b)[0]
+
+    def trace(self, x: Tensor) -> ResidualTrace:
+        """The same with traces."""
+        branch, a = trace_chain(self.branch, x)
+        shortcut, b = trace_chain(self.shortcut, x)
+        s, saved = self.stage.forward(a + b)
+        return ResidualTrace(branch, shortcut, s, saved)
+
+    def targets(self, trace: ResidualTrace, d: Tensor, rule: Rule) -> Targets:
+        """Yield the layers of the branch, then of the shortcut, each with its difference; return the summed difference."""
+        d = self.stage.difference(trace.saved, trace.output, d)
+        a = yield from chain_targets(self.branch, trace.branch, d, rule)
+        b = yield from chain_targets(self.shortcut, trace.shortcut, d, rule)
+        return None if a is None or b is None else a + b
+
+    def leaves(self) -> Iterator[Layer]:
+        """The layers of the branch, then of the shortcut."""
+        yield from self.branch  # type: ignore[misc]
+        yield from self.shortcut  # type: ignore[misc]
+
+    def leaf_traces(self, trace: ResidualTrace) -> Iterator[tuple[Layer, Trace]]:
+        """The layers with their traces, in the order of ``leaves``."""
+        return zip(self.leaves(), trace.branch + trace.shortcut, strict=True)
+
+
+def trace_chain(blocks: Sequence[Any] | nn.ModuleList, x: Tensor) -> tuple[list[Any], Tensor]:
+    """Run x through ``blocks``; their traces and the output."""
+    traces = []
+    for block in blocks:
+        traces.append(block.trace(x))
+        x = traces[-1].output
+    return traces, x
+
+
+def chain_targets(blocks: Sequence[Any] | nn.ModuleList, traces: Sequence[Any], d: Tensor | None, rule: Rule) -> Targets:
+    """Carry the difference d down ``blocks``, yielding (layer, trace, difference) from the last layer to the first."""
+    for block, trace in zip(reversed(list(blocks)), reversed(traces), strict=True):
+        if d is None:
+            break
+        d = yield from block.targets(trace, d, rule)
+    return d
+
+
+def feedback_sizes(module: nn.Module) -> tuple[int, int]:
+    """(fan-in, number of biases) that PyTorch gives the module which the paper pairs with ``module``.
+
+    ``nn.Linear`` is paired with ``nn.Linear`` the other way round, a convolution with its transpose, whose fan-in PyTorch
+    counts as (input channels / groups)·k². Other types take the fan-in of their own weight and no feedback bias.
+    """
+    weight = module.weight
+    biased = getattr(module, "bias", None) is not None
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features if biased else 0
+    fan_in = weight[0].numel()  # type: ignore[index,union-attr,operator]
+    return fan_in, module.in_channels if biased and isinstance(module, nn.Conv2d) else 0
+
+
+def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Add ``gradient`` to ``parameter.grad``, as ``Tensor.backward`` does."""
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad += gradient

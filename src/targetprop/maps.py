@@ -1,0 +1,164 @@
+"""Linear maps A_w x and the two transposes that learning needs, as plain operators without an autograd graph.
+
+A map is bilinear in its input x and its weight w. For the pairing of layers three products are enough:
+
+* ``apply(x, w, b)``: A_w x + b,
+* ``transpose(e, w, shape)``: A_wᵀ e, an array of ``shape`` like x,
+* ``correlate(e, x, shape)``: ∂⟨e, A_w x⟩/∂w, an array of ``shape`` like w, summed over batch and positions.
+
+``Conv2dMap`` and ``DenseMap`` call the operators of torch; ``AutogradMap`` derives both transposes of any bilinear
+function, which is how a user's own layer type joins (see ``targetprop.register``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LinearMap(Protocol):
+    """The bilinear map (x, w) ↦ A_w x and its two transposes; a bias runs along ``bias_dim`` of the output."""
+
+    @property
+    def bias_dim(self) -> int:
+        """The output dimension the bias runs along."""
+        ...
+
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """A_w x + b."""
+        ...
+
+    def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+        """A_wᵀ e, shaped ``shape``."""
+        ...
+
+    def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """∂⟨e, A_w x⟩/∂w, shaped ``shape``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Conv2dMap:
+    """Zero-padded 2-d convolution; w is (out, in / groups, kh, kw)."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    bias_dim: int = 1
+
+    @property
+    def geometry(self) -> tuple:
+        """Stride, padding, dilation and groups, in the order torch's functions take them."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """A_w x + b."""
+        return F.conv2d(x, w, b, *self.geometry)
+
+    def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+        """A_wᵀ e: the transposed convolution, every output padding included."""
+        return torch.nn.grad.conv2d_input(shape, w, e, *self.geometry)
+
+    def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """∂⟨e, A_w x⟩/∂w."""
+        return torch.nn.grad.conv2d_weight(x, shape, e, *self.geometry)
+
+
+@dataclass(frozen=True)
+class DenseMap:
+    """x ↦ x wᵀ over the last dimension; w is (out, in)."""
+
+    bias_dim: int = -1
+
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """A_w x + b."""
+        return F.linear(x, w, b)
+
+    def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+        """A_wᵀ e."""
+        return e @ w
+
+    def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """∂⟨e, A_w x⟩/∂w."""
+        return e.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+@dataclass(frozen=True)
+class AutogradMap:
+    """Any function bilinear in (x, w); both transposes are taken by autograd.
+
+    Attributes:
+        function: (x, w) ↦ A_w x, without bias, linear in each argument.
+        bias_dim: the dimension of the output along which a bias of the wrapped module lies.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    bias_dim: int = 1
+
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """A_w x + b."""
+        c = self.function(x, w)
+        return c if b is None else c + along(b, self.bias_dim, c.dim())
+
+    def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+        """A_wᵀ e, from the vector-Jacobian product at x = 0."""
+        w = w.detach()
+        return torch.func.vjp(lambda x: self.function(x, w), e.new_zeros(tuple(shape)))[1](e)[0]
+
+    def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """∂⟨e, A_w x⟩/∂w, from the vector-Jacobian product at w = 0."""
+        return torch.func.vjp(lambda w: self.function(x, w), e.new_zeros(tuple(shape)))[1](e)[0]
+
+
+def along(b: Tensor, dim: int, dims: int) -> Tensor:
+    """The vector b shaped to broadcast along dimension ``dim`` of an array with ``dims`` dimensions."""
+    return b.view([-1 if i == dim % dims else 1 for i in range(dims)])
+
+
+def sum_to_bias(e: Tensor, dim: int) -> Tensor:
+    """Sum of e over every dimension but ``dim``: the transpose of adding a bias."""
+    return e.sum([i for i in range(e.dim()) if i != dim % e.dim()])
+
+
+def conv2d(module: nn.Conv2d) -> LinearMap:
+    """The map of a convolution; circular, reflected and asymmetric "same" padding take the autograd route."""
+    stride, dilation, groups = module.stride, module.dilation, module.groups
+    if module.padding_mode != "zeros":
+        pad, mode = list(module._reversed_padding_repeated_twice), module.padding_mode
+        return AutogradMap(lambda x, w: F.conv2d(F.pad(x, pad, mode=mode), w, None, stride, 0, dilation, groups))
+    if module.padding == "same":
+        if any(d * (k - 1) % 2 for d, k in zip(dilation, module.kernel_size, strict=True)):
+            return AutogradMap(lambda x, w: F.conv2d(x, w, None, stride, "same", dilation, groups))
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, module.kernel_size, strict=True))
+    else:
+        padding = (0, 0) if module.padding == "valid" else module.padding
+    return Conv2dMap(stride, padding, dilation, groups)  # type: ignore[arg-type]
+
+
+MAPS: dict[type[nn.Module], Callable[..., LinearMap]] = {nn.Conv2d: conv2d, nn.Linear: lambda module: DenseMap()}
+
+
+def register(module_type: type[nn.Module], make: Callable[..., Callable[[Tensor, Tensor], Tensor]], bias_dim: int = 1):
+    """Let ``targetprop.pair`` take modules of a type of yours.
+
+    Args:
+        module_type: a module with a ``weight`` and an optional ``bias``, such as ``nn.Conv1d``.
+        make: module ↦ the function (x, w) ↦ A_w x it computes without its bias, linear in x and in w.
+        bias_dim: the output dimension the bias runs along.
+
+    Example:
+        >>> tp.register(nn.Conv1d, lambda m: lambda x, w: F.conv1d(x, w, None, m.stride, m.padding, m.dilation, m.groups))
+    """
+    MAPS[module_type] = lambda module: AutogradMap(make(module), bias_dim)
+
+
+def map_of(module: nn.Module) -> LinearMap | None:
+    """The linear map of ``module``, or None where its exact type is not registered."""
+    make = MAPS.get(type(module))
+    return None if make is None else make(module)

@@ -1,0 +1,181 @@
+"""From an ``nn.Sequential`` to a :class:`Network` whose every layer has a feedback path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from targetprop import activations, maps, pooling
+from targetprop.activations import Feedback
+from targetprop.layers import Layer, Residual, ResidualTrace, Rule, Trace, chain_targets, trace_chain
+from targetprop.stages import Stage, Step
+
+
+class PairingError(TypeError):
+    """A module that has no feedback partner."""
+
+
+class Sum(nn.Module):
+    """branch(x) + shortcut(x), the residual block to write in an ``nn.Sequential``; no shortcut is the identity.
+
+    Both arms start with a linear map; what follows the ``Sum`` (activation, pooling) acts on the sum.
+    """
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None):
+        """Join the two arms."""
+        super().__init__()
+        self.branch = branch
+        self.shortcut = nn.Sequential() if shortcut is None else shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """branch(x) + shortcut(x)."""
+        return self.branch(x) + self.shortcut(x)
+
+
+class Network(nn.Module):
+    """A chain of layers and residual blocks, run forward by ``net(x)`` and both ways through explicit traces.
+
+    Attributes:
+        blocks: the chain.
+        entry: steps before the first linear map (flattening an image, say); the input has no target, so none goes through.
+        layers: every linear map's :class:`Layer` from input to output, residual branches before their shortcuts.
+        names: a name per layer, such as ``conv_0`` or ``fc_3``.
+    """
+
+    def __init__(self, blocks: Sequence[Layer | Residual], entry: Sequence[Step] = (), kind: Feedback = "matched"):
+        """Chain ``blocks`` behind the steps of ``entry``."""
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.entry = Stage(tuple(entry), kind)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer from input to output."""
+        return tuple(layer for block in self.blocks for layer in block.leaves())  # type: ignore[operator]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name per layer: its kind and its place."""
+        kinds = {nn.Linear: "fc", nn.Conv2d: "conv"}
+        modules = [layer.forward_map for layer in self.layers]
+        return tuple(f"{kinds.get(type(m), type(m).__name__.lower())}_{i}" for i, m in enumerate(modules))
+
+    def forward_parameters(self) -> Iterator[nn.Parameter]:
+        """θ and b of every layer."""
+        for layer in self.layers:
+            yield from layer.forward_map.parameters()
+
+    def feedback_parameters(self) -> Iterator[nn.Parameter]:
+        """ω and b_ω of every layer that has them."""
+        for layer in self.layers:
+            if layer.feedback_map is not None:
+                yield from layer.feedback_map.parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits, differentiable by autograd."""
+        x, _ = self.entry.forward(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def trace(self, x: Tensor) -> tuple[Tensor, list[Trace | ResidualTrace]]:
+        """The logits and every block's trace."""
+        traces, logits = trace_chain(self.blocks, self.entry.forward(x)[0])
+        return logits, traces
+
+    def leaf_traces(self, traces: Sequence[Trace | ResidualTrace]) -> list[tuple[Layer, Trace]]:
+        """Every layer with its trace, in the order of ``layers``."""
+        pairs = zip(self.blocks, traces, strict=True)
+        return [leaf for block, trace in pairs for leaf in block.leaf_traces(trace)]  # type: ignore[operator]
+
+    def targets(
+        self, traces: Sequence[Trace | ResidualTrace], d: Tensor, rule: Rule = Layer.difference
+    ) -> Iterator[tuple[Layer, Trace, Tensor]]:
+        """Carry the output's difference d = tᴺ − sᴺ down the network.
+
+        Yields:
+            (layer, trace, tⁿ − sⁿ) from the last layer to the first, each before the next is computed.
+        """
+        return chain_targets(self.blocks, traces, d, rule)
+
+
+def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:
+    """Pair every linear map of ``module`` with a feedback map of its own.
+
+    Args:
+        module: an ``nn.Sequential`` (nested ones are unrolled) of linear maps, activations, 2-d pooling, flattening and
+            :class:`Sum` blocks. The network holds the given modules themselves, so their weights stay theirs.
+        feedback: ``"matched"``, whose Jacobian can equal the forward layer's transpose exactly, or ``"mirror"``, the
+            paper's.
+
+    Raises:
+        PairingError: a module has no feedback; the sentence names it and the remedy.
+
+    Example:
+        >>> net = pair(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ELU(), nn.Linear(32, 10)))
+        >>> net.names
+        ('fc_0', 'fc_1')
+    """
+    entry, blocks = chain(unroll(module, ""), feedback, reads_input=True)
+    if not blocks:
+        raise PairingError("the module holds no linear map; give it at least one nn.Linear or nn.Conv2d.")
+    return Network(blocks, entry, feedback)
+
+
+def unroll(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of what a possibly nested ``nn.Sequential`` runs in turn."""
+    if type(module) is nn.Sequential:
+        for name, child in module.named_children():
+            yield from unroll(child, f"{path}.{name}" if path else name)
+    else:
+        yield path, module
+
+
+def chain(
+    modules: Iterator[tuple[str, nn.Module]], kind: Feedback, reads_input: bool
+) -> tuple[list[Step], list[Layer | Residual]]:
+    """The steps before the first linear map, and the blocks."""
+    groups: list[tuple[Any, list[Step]]] = [(None, [])]
+    for path, module in modules:
+        step = step_of(path, module)
+        if step is None:
+            groups.append(((path, module), []))
+        else:
+            groups[-1][1].append(step)
+    blocks: list[Layer | Residual] = []
+    for (path, module), steps in groups[1:]:
+        blocks.append(block_of(path, module, steps, kind, reads_input and not blocks))
+    return groups[0][1], blocks
+
+
+def step_of(path: str, module: nn.Module) -> Step | None:
+    """The stage step of an activation, pooling or flattening module; None for any other."""
+    if type(module) in activations.MODULES:
+        return activations.MODULES[type(module)](module)
+    if type(module) in pooling.MODULES:
+        try:
+            return pooling.MODULES[type(module)](module)
+        except ValueError as error:
+            raise PairingError(f"layer '{path}' cannot be paired: {error}") from error
+    return None
+
+
+def block_of(path: str, module: nn.Module, steps: list[Step], kind: Feedback, reads_input: bool) -> Layer | Residual:
+    """The layer of a linear map or the residual block of a ``Sum``, with the steps that follow it."""
+    if isinstance(module, Sum):
+        arms = []
+        for name in ("branch", "shortcut"):
+            entry, blocks = chain(unroll(getattr(module, name), f"{path}.{name}"), kind, reads_input)
+            if entry or any(isinstance(block, Residual) for block in blocks):
+                raise PairingError(f"layer '{path}.{name}' must be a chain of layers that starts with a linear map.")
+            arms.append(blocks)
+        return Residual(*arms, steps, kind)  # type: ignore[arg-type]
+    linear = maps.map_of(module)
+    if linear is None:
+        raise PairingError(
+            f"layer '{path}' ({type(module).__name__}) has no feedback; register its linear map with "
+            f"targetprop.register({type(module).__name__}, ...) or leave it out."
+        )
+    return Layer(module, linear, steps, kind, feedback=not reads_input)

@@ -1,0 +1,113 @@
+"""A stage: what follows a linear map in its layer (activation, pooling, flattening), and the way back through it.
+
+Write S for the stage at pre-activation c and S′ for its Jacobian with the pool winners of the clean pass frozen. Learning
+needs five things of it:
+
+* ``forward``: s = S(c), with what was *saved* of this pass (winners, outputs, shapes), passed on explicitly;
+* ``jvp`` and ``vjp``: S′v and S′ᵀe;
+* ``lift``: R(t), the feedback path from the layer's output to the feedback map, G(t) = A_ωᵀ R(t);
+* ``difference``: R(s + d) − R(s), where the matched kind needs neither R(s) nor a second pass.
+
+Matched, R has the Jacobian S′ᵀ at s; mirror, R is the paper's (PAPER: unpool, then the same activation again).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from targetprop.activations import Activation, Feedback
+from targetprop.pooling import MaxPool
+
+
+class Step(Protocol):
+    """One step of a stage; ``saved`` is what its ``forward`` returned beside the output."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        """The step's output and what is saved of the pass."""
+        ...
+
+    def jvp(self, saved: Any, v: Tensor) -> Tensor:
+        """Jacobian times v."""
+        ...
+
+    def vjp(self, saved: Any, e: Tensor) -> Tensor:
+        """Transposed Jacobian times e."""
+        ...
+
+    def difference(self, saved: Any, d: Tensor) -> Tensor:
+        """The matched feedback of s + d less that of s."""
+        ...
+
+    def lift(self, saved: Any, t: Tensor, kind: Feedback) -> Tensor:
+        """The feedback of t."""
+        ...
+
+
+def pool_first(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Move max pooling before monotone activations: the same function on a fraction of the units."""
+    ordered = list(steps)
+    for i in range(1, len(ordered)):
+        j = i
+        while j > 0 and isinstance(ordered[j], MaxPool):
+            before = ordered[j - 1]
+            if not (isinstance(before, Activation) and before.monotone):
+                break
+            ordered[j - 1], ordered[j] = ordered[j], before
+            j -= 1
+    return tuple(ordered)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A chain of steps with feedback of one kind.
+
+    The matched kind pools before it activates where that computes the same; the mirror kind keeps the given order,
+    because the paper's activation acts on the unpooled array.
+    """
+
+    steps: tuple[Step, ...]
+    kind: Feedback = "matched"
+
+    def __post_init__(self):
+        """Choose the order of the steps."""
+        if self.kind not in ("matched", "mirror"):
+            raise ValueError(f"unknown feedback '{self.kind}'; choose 'matched' or 'mirror'.")
+        if self.kind == "matched":
+            object.__setattr__(self, "steps", pool_first(self.steps))
+
+    def forward(self, c: Tensor) -> tuple[Tensor, tuple]:
+        """S(c), and what each step saved."""
+        saved = []
+        for step in self.steps:
+            c, kept = step.forward(c)
+            saved.append(kept)
+        return c, tuple(saved)
+
+    def jvp(self, saved: tuple, v: Tensor) -> Tensor:
+        """S′ v."""
+        for step, kept in zip(self.steps, saved, strict=True):
+            v = step.jvp(kept, v)
+        return v
+
+    def vjp(self, saved: tuple, e: Tensor) -> Tensor:
+        """S′ᵀ e."""
+        for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
+            e = step.vjp(kept, e)
+        return e
+
+    def lift(self, saved: tuple, t: Tensor) -> Tensor:
+        """R(t)."""
+        for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
+            t = step.lift(kept, t, self.kind)
+        return t
+
+    def difference(self, saved: tuple, s: Tensor, d: Tensor) -> Tensor:
+        """R(s + d) − R(s)."""
+        if self.kind == "mirror":
+            return self.lift(saved, s + d) - self.lift(saved, s)
+        for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
+            d = step.difference(kept, d)
+        return d

@@ -1,0 +1,98 @@
+"""A run's metrics: JSON lines for programs, TensorBoard events for eyes, the environment for the record."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import targetprop
+from targetprop.training.checkpoint import write_text
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a metrics file; a last line torn by a kill is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Metrics:
+    """Appends rows to ``metrics.jsonl`` and scalars to TensorBoard.
+
+    Opened at a step, it first drops the rows of later steps, which a resumed run computes anew.
+    """
+
+    def __init__(self, folder: Path, step: int = 0):
+        """Open the metrics of a run folder at ``step``."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(path, "a")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One row; nested dictionaries of numbers become one curve per entry in TensorBoard."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            for name, number in value.items() if isinstance(value, dict) else [("", value)]:
+                if isinstance(number, (int, float)):
+                    self._writer.add_scalar(f"{kind}/{key}/{name}".rstrip("/"), number, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._writer.close()
+
+
+def environment(device: torch.device, seed: int) -> dict[str, Any]:
+    """What a result depends on beside its configuration."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": seed,
+        "commit": commit(),
+        "targetprop": targetprop.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the source tree this package runs from, marked '+' if files differ from it; None when installed."""
+    folder = Path(__file__).resolve().parent
+    try:
+        run = lambda *words: subprocess.run(  # noqa: E731
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        if not run("ls-files", str(Path(__file__).name)):
+            return None
+        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--", "..") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
