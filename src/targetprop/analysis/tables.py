@@ -1,0 +1,58 @@
+"""Runs side by side, as rows of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run's line.
+
+    Attributes:
+        label: its name.
+        algorithm: what trained it.
+        test_accuracy: fraction, of the selected weights; None while it runs.
+        seconds_per_step: mean over its steps, measurements apart.
+        mean_angle: of all layers' updates to the backprop gradient, degrees, over the measurements; None if never measured.
+        steps: done.
+    """
+
+    label: str
+    algorithm: str
+    test_accuracy: float | None
+    seconds_per_step: float | None
+    mean_angle: float | None
+    steps: int
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as text."""
+        return (
+            self.label,
+            self.algorithm,
+            "running" if self.test_accuracy is None else f"{100 * self.test_accuracy:.2f} %",
+            "–" if self.seconds_per_step is None else f"{1000 * self.seconds_per_step:.1f} ms",
+            "–" if self.mean_angle is None else f"{self.mean_angle:.2f}°",
+            str(self.steps),
+        )
+
+
+HEADINGS = ("run", "algorithm", "test accuracy", "time per step", "mean angle to backprop", "steps")
+
+
+def summarise(label: str, config: dict[str, Any], rows: list[dict[str, Any]], result: dict[str, Any] | None) -> RunSummary:
+    """The line of a run from its configuration, metric rows and result."""
+    angles = [angle for row in rows for angle in row.get("angle", {}).values()]
+    name = config["algorithm"]["name"] + (f" ({s})" if (s := config["algorithm"]["solver"]) else "")
+    train = [row for row in rows if row["kind"] == "train"]
+    step = max((row["step"] for row in rows), default=0)
+    rough = train[-1]["seconds"] / max(1, train[-1]["step"] + 1) if train else None
+    return RunSummary(
+        label,
+        name,
+        result["test"]["accuracy"] if result else None,
+        result["seconds_per_step"] if result else rough,
+        sum(angles) / len(angles) if angles else None,
+        result["steps"] if result else step,
+    )

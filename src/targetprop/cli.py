@@ -1,0 +1,277 @@
+"""The command line: ``targetprop train | resume | evaluate | compare | data | presets``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from targetprop import PairingError, __version__
+from targetprop.analysis import figures, tables
+from targetprop.data import SOURCES, DataError, catalogue, fetch
+from targetprop.training import checkpoint, config, runner
+from targetprop.training.checkpoint import CheckpointError
+from targetprop.training.config import Config, ConfigError
+from targetprop.training.logging import read_metrics
+
+BAD_INPUT, DIVERGED = 2, 3
+console = Console()
+
+
+def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
+    """(key, text) pairs of ``--key value`` and ``--key=value``.
+
+    Raises:
+        ConfigError: a word that is not an option, or an option without a value.
+    """
+    pairs, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected '{word}'; overrides are written --key value, such as --optimizer.lr 0.1.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"--{key} has no value; write --{key} VALUE.")
+            value = rest.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def train(args: argparse.Namespace, words: list[str]) -> None:
+    """Start a run."""
+    chosen = config.load(args.preset, [*overrides(words), *data_dir(args)])
+    folder = Path(args.out or Path("runs") / Path(args.preset).stem)
+    follow(runner.start(chosen, folder))
+
+
+def resume(args: argparse.Namespace, words: list[str]) -> None:
+    """Go on with a run."""
+    folder = Path(args.run)
+    chosen = run_config(folder, [*overrides(words), *data_dir(args)])
+    session = runner.resume(chosen, folder)
+    if session.progress.step >= session.last_step and (folder / "result.json").exists():
+        console.print(f"{folder} is finished.")
+        return
+    follow(session)
+
+
+def data_dir(args: argparse.Namespace) -> list[tuple[str, Any]]:
+    """The override of ``--data-dir``."""
+    return [("data.dir", args.data_dir)] if args.data_dir else []
+
+
+def follow(session: runner.Session) -> None:
+    """Run with a progress bar, then draw and print the result."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        label = session.config.algorithm.name
+        task = bar.add_task(label, total=session.last_step, completed=session.progress.step, loss=float("nan"))
+
+        def tell(session: runner.Session, loss: float) -> None:
+            bar.update(task, completed=session.progress.step, loss=loss)
+
+        result = runner.run(session, tell)
+    figures.draw_runs({session.folder.name: read_metrics(session.folder / "metrics.jsonl")}, session.folder / "curves.png")
+    console.print(
+        f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
+        f"{1000 * result['seconds_per_step']:.1f} ms per step"
+    )
+
+
+def evaluate(args: argparse.Namespace, words: list[str]) -> None:
+    """Print the accuracy of a checkpoint on the test images."""
+    folder = Path(args.run)
+    chosen = run_config(folder, [*overrides(words), *data_dir(args)])
+    path = folder / f"{args.weights}.pt"
+    state = checkpoint.load(path)
+    session = runner.set_up(chosen, folder)
+    runner.load_weights(session.net, state, path)
+    scores = runner.accuracy(session.net, session.algo, session.test)
+    if args.json:
+        print(json.dumps(scores))
+    else:
+        console.print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+
+
+def run_config(folder: Path, settings: Sequence[tuple[str, Any]] = ()) -> Config:
+    """The configuration of a run folder.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no run (no config.yaml); name the folder that 'targetprop train' made.")
+    return config.load(str(path), settings)
+
+
+def compare(args: argparse.Namespace, words: list[str]) -> None:
+    """Print a table of runs and draw them into one picture."""
+    if words:
+        raise ConfigError(f"unexpected '{words[0]}'; compare takes run folders and --out.")
+    rows, lines = {}, []
+    for name in args.runs:
+        folder = Path(name)
+        chosen = run_config(folder)
+        label = folder.name if folder.name not in rows else str(folder)
+        rows[label] = read_metrics(folder / "metrics.jsonl")
+        if not rows[label]:
+            raise ConfigError(f"{folder} holds no metrics yet; let it run first.")
+        path = folder / "result.json"
+        result = json.loads(path.read_text()) if path.exists() else None
+        lines.append(tables.summarise(label, chosen.to_dict(), rows[label], result))
+    table = Table(*tables.HEADINGS)
+    for line in lines:
+        table.add_row(*line.cells())
+    console.print(table)
+    try:
+        out = Path(args.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figures.draw_runs(rows, out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{args.out} cannot be written ({error}); give another --out, ending in .png or .pdf.") from error
+    console.print(f"picture: {args.out}")
+
+
+def data_command(args: argparse.Namespace, words: list[str]) -> None:
+    """List, fetch or check data sets."""
+    if words:
+        raise ConfigError(f"unexpected '{words[0]}'; data takes list, fetch NAME or check NAME, and --data-dir.")
+    folder = Path(args.data_dir) if args.data_dir else None
+    if args.what == "list":
+        table = Table("name", "what it is", "here")
+        for source in SOURCES.values():
+            table.add_row(source.name, source.about, "yes" if present(source.name, folder) else "–")
+        console.print(table)
+        return
+    if not args.name:
+        raise ConfigError(f"data {args.what} needs a name; known are {', '.join(SOURCES)}.")
+    if args.what == "fetch":
+        with Progress(console=console) as bar:
+            paths = fetch.fetch(args.name, folder, Download(bar, args.name))
+        console.print(f"{args.name}: " + (", ".join(map(str, paths)) or "ships with the package, nothing to fetch"))
+    found = catalogue.load(args.name, folder)
+    console.print(
+        f"{args.name}: {len(found.train)} training and {len(found.test)} test images of shape {found.in_shape}, "
+        f"{found.classes} classes, files intact"
+    )
+
+
+def present(name: str, folder: Path | None) -> bool:
+    """Whether the files of a data set are there."""
+    if name in ("digits", "folder"):
+        return name == "digits"
+    try:
+        catalogue.locate(name, folder)
+    except DataError:
+        return False
+    return True
+
+
+class Download:
+    """A rich progress bar with the methods that pooch calls."""
+
+    def __init__(self, bar: Progress, name: str):
+        """Show downloads of the set ``name`` in ``bar``."""
+        self.bar, self.name = bar, name
+        self.total = 0
+        self.task = None
+
+    def update(self, count: int) -> None:
+        """``count`` more bytes have come."""
+        if self.task is None:
+            self.task = self.bar.add_task(self.name, total=self.total or None)
+        self.bar.update(self.task, advance=count, total=self.total or None)
+
+    def reset(self) -> None:
+        """Pooch calls this at the end, before a last update that counts everything again."""
+        self.task = None
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def presets(args: argparse.Namespace, words: list[str]) -> None:
+    """List the presets, or print the full configuration of one."""
+    if words:
+        raise ConfigError(f"unexpected '{words[0]}'; presets takes at most one name.")
+    if args.name:
+        print(yaml.safe_dump(config.load(args.name).to_dict(), sort_keys=False), end="")
+        return
+    for name in config.presets():
+        print(name)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The subcommands; options of the configuration are left for ``overrides``."""
+    top = argparse.ArgumentParser("targetprop", description=__doc__, allow_abbrev=False)
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, action, about: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        made.set_defaults(action=action)
+        return made
+
+    p = add("train", train, "Start a run from a preset or YAML file; override any key with --key value.")
+    p.add_argument("preset", help="a preset's name or a YAML file")
+    p.add_argument("--out", help="the run's folder (default runs/PRESET)")
+    p.add_argument("--data-dir", help="where data sets lie")
+    p = add("resume", resume, "Go on with a run from its last checkpoint.")
+    p.add_argument("run", help="the run's folder")
+    p.add_argument("--data-dir", help="where data sets lie")
+    p = add("evaluate", evaluate, "Test a run's weights.")
+    p.add_argument("run", help="the run's folder")
+    p.add_argument("--weights", choices=("best", "last"), default="last", help="which checkpoint")
+    p.add_argument("--data-dir", help="where data sets lie")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p = add("compare", compare, "Print a table of runs and draw them into one picture.")
+    p.add_argument("runs", nargs="+", help="run folders")
+    p.add_argument("--out", default="comparison.png", help="the picture to write")
+    p = add("data", data_command, "List, fetch or check data sets.")
+    p.add_argument("what", choices=("list", "fetch", "check"))
+    p.add_argument("name", nargs="?", help="a data set")
+    p.add_argument("--data-dir", help="where data sets lie")
+    p = add("presets", presets, "List the presets, or print one in full.")
+    p.add_argument("name", nargs="?", help="a preset")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    0 done, 2 bad input (one sentence on standard error), 3 training diverged, 128 + n stopped by signal n.
+    """
+    args, rest = parser().parse_known_args(argv)
+    try:
+        args.action(args, rest)
+    except (ConfigError, DataError, CheckpointError, PairingError) as error:
+        return complain(error, BAD_INPUT)
+    except runner.Diverged as error:
+        return complain(error, DIVERGED)
+    except runner.Interrupted as error:
+        return complain(error, 128 + error.number)
+    except OSError as error:
+        return complain(OSError(f"{error.filename or 'a file'}: {error.strerror or error}; free it or choose another place."), BAD_INPUT)
+    except KeyboardInterrupt:
+        return complain(RuntimeError("stopped before training began; nothing was lost."), 130)
+    return 0
+
+
+def complain(error: Exception, code: int) -> int:
+    """Print one sentence on standard error."""
+    print(f"targetprop: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Configured, logged, checkpointed training runs."""

@@ -1,0 +1,447 @@
+"""A training run, read from top to bottom: set up, loop, checkpoint, finish; resumed runs go on bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from targetprop import data, networks
+from targetprop.algorithms import ALGORITHMS, Algorithm, Report
+from targetprop.analysis.alignment import backprop_gradients, update_alignment
+from targetprop.data import Batches, Dataset, Images
+from targetprop.feedback import SOLVERS
+from targetprop.pairing import Network
+from targetprop.training import checkpoint
+from targetprop.training.checkpoint import CheckpointError
+from targetprop.training.config import Config, ConfigError
+from targetprop.training.logging import Metrics, environment
+
+
+class Diverged(Exception):
+    """A loss or a weight that is no longer finite; the message names layer and step."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+    def __init__(self, message: str, number: int):
+        """Keep the signal's ``number`` for the exit code."""
+        super().__init__(message)
+        self.number = number
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: the current epoch, from 0.
+        batch: batches of it that are done.
+        step: steps done.
+        seconds: spent in steps (backward and optimizer), without evaluation and measurements.
+        best: the best validation accuracy so far; -1 before the first.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+
+
+@dataclass
+class Session:
+    """All that a run consists of while it runs."""
+
+    config: Config
+    folder: Path
+    net: Network
+    algo: Algorithm
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    train: Batches
+    validation: Batches | None
+    test: Batches
+    progress: Progress
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the whole run."""
+        full = self.config.epochs * len(self.train)
+        return min(full, self.config.steps or full)
+
+    def state(self) -> dict[str, Any]:
+        """All that resuming needs, as tensors and plain values."""
+        return {
+            "config": self.config.to_dict(),
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "algorithm": self.algo.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Take up the state of a checkpoint."""
+        load_weights(self.net, state, path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.algo.load_state_dict(state["algorithm"])
+        self.progress = Progress(**state["progress"])
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; ``"auto"`` is CUDA where there is one.
+
+    Raises:
+        ConfigError: it does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name} is not available here; use device=cpu, or auto.") from error
+    return device
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of a configuration."""
+    dataset = data.load(config.data.name, config.data.dir, config.data.image_size)
+    if config.data.limit:
+        dataset = dataclasses.replace(dataset, train=dataset.train[slice(0, config.data.limit)])
+    return dataset
+
+
+def build_network(config: Config, dataset: Dataset) -> Network:
+    """The network for the data set's images, run once to see that they fit.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    given = {k: v for k, v in (("channels", config.network.channels), ("activation", config.network.activation)) if v is not None}
+    make = networks.NETWORKS[config.network.name]
+    try:
+        net = make(dataset.in_shape, dataset.classes, bias=config.network.bias, feedback=config.network.feedback, **given)
+        with torch.no_grad():
+            net(torch.zeros(1, *dataset.in_shape))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"network '{config.network.name}' does not fit images of shape {dataset.in_shape}: {reason}") from error
+    return net
+
+
+def build_algorithm(config: Config, net: Network) -> Algorithm:
+    """The algorithm with its solver."""
+    settings = config.algorithm
+    kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing}
+    if settings.name != "backprop":
+        kwargs["beta"] = settings.beta
+    if settings.name not in ("backprop", "fixed_weight_dtp"):
+        kwargs["seed"] = config.seed
+        if settings.solver is not None:
+            kwargs["solver"] = getattr(config, settings.solver, None) or SOLVERS[settings.solver]()
+    try:
+        return ALGORITHMS[settings.name](net, **kwargs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_optimizer(config: Config, net: Network) -> torch.optim.Optimizer:
+    """The optimizer of all weights; those without a gradient it leaves alone."""
+    settings = config.optimizer
+    if settings.name == "adam":
+        return torch.optim.Adam(net.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(net.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def build_schedule(config: Config, optimizer: torch.optim.Optimizer, steps: int, epochs: int):
+    """The learning rate's schedule, ticked per step or epoch."""
+    settings = config.schedule
+    if settings.name == "cosine":
+        period = settings.period or (steps if settings.unit == "step" else epochs)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period, settings.minimum)
+    if settings.name == "step":
+        return torch.optim.lr_scheduler.StepLR(optimizer, settings.period, settings.factor)  # type: ignore[arg-type]
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)
+
+
+def set_up(config: Config, folder: Path) -> Session:
+    """Build everything of a run; weights are drawn from the configuration's seed."""
+    device, dtype = pick_device(config.device), getattr(torch, config.dtype)
+    dataset = load_data(config)
+    torch.manual_seed(config.seed)
+    net = build_network(config, dataset).to(device, dtype)
+    algo = build_algorithm(config, net)
+
+    def batches(images: Images, augment: str = "none") -> Batches:
+        moved = Images(images.images.to(device), images.labels.to(device))
+        size, padding = config.data.batch_size, config.data.padding
+        return Batches(moved, dataset.mean, dataset.std, size, dtype, augment, padding, config.seed)
+
+    rest, held_out = data.split(dataset.train, config.data.validation)
+    train = batches(rest, config.data.augment)
+    steps = min(config.epochs * len(train), config.steps or config.epochs * len(train))
+    optimizer = build_optimizer(config, net)
+    schedule = build_schedule(config, optimizer, steps, config.epochs)
+    validation = batches(held_out) if len(held_out) else None
+    return Session(config, folder, net, algo, optimizer, schedule, train, validation, batches(dataset.test), Progress())
+
+
+def load_weights(net: Network, state: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into ``net``.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    try:
+        net.load_state_dict(state["net"])
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path}: its weights do not fit this network ({reason}); use the run's own configuration.") from error
+
+
+@torch.no_grad()
+def accuracy(net: Network, algo: Algorithm, batches: Batches) -> dict[str, float]:
+    """Mean loss and top-1 accuracy over a set; top-5 too where there are more than 10 classes."""
+    loss = top1 = top5 = 0.0
+    wide = False
+    for x, y in batches.once():
+        logits = net(x)
+        loss += algo.loss(logits, y).item() * len(y)
+        top1 += (logits.argmax(1) == y).sum().item()
+        wide = logits.shape[1] > 10
+        if wide:
+            top5 += (logits.topk(5).indices == y[:, None]).any(1).sum().item()
+    count = len(batches.data)
+    return {"loss": loss / count, "accuracy": top1 / count, **({"top5": top5 / count} if wide else {})}
+
+
+def first_nonfinite(net: Network, x: Tensor) -> str:
+    """The first layer whose weights, or else whose output on x, are not finite."""
+    for name, layer in zip(net.names, net.layers, strict=True):
+        if not all(p.isfinite().all() for p in layer.forward_map.parameters()):
+            return f"the weights of layer '{name}'"
+    with torch.no_grad():
+        for name, (_, trace) in zip(net.names, net.leaf_traces(net.trace(x)[1]), strict=True):
+            if not trace.output.isfinite().all():
+                return f"the output of layer '{name}'"
+    return f"the loss on the output of layer '{net.names[-1]}'"
+
+
+def measure(session: Session, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Angle of each layer's update, as it stands in ``.grad``, to the backprop gradient of the same batch."""
+    net = session.net
+    updates = [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
+    aligned = update_alignment(updates, backprop_gradients(net, session.algo, x, y))
+    return {name: angle for name, (angle, _) in zip(net.names, aligned, strict=True)}
+
+
+def save(session: Session, best: bool = False) -> None:
+    """Write last.pt, and best.pt when ``best``.
+
+    Raises:
+        Diverged: a weight is not finite; what is on disk stays.
+    """
+    for name, weight in session.net.state_dict().items():
+        if not weight.isfinite().all():
+            step = session.progress.step
+            raise Diverged(f"weight '{name}' is not finite at step {step}; {kept(session)}")
+    if best:
+        checkpoint.save(session.folder / "best.pt", session.state())
+    checkpoint.save(session.folder / "last.pt", session.state())
+
+
+def kept(session: Session) -> str:
+    """What a user can do after a divergence."""
+    path = session.folder / "last.pt"
+    where = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+    return f"{where}; try a smaller optimizer.lr or algorithm.beta."
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that receives the number of SIGINT or SIGTERM instead of their breaking into a step."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {}
+    try:
+        for number in numbers:
+            before[number] = signal.signal(number, lambda n, _: received.append(n))
+        yield received
+    except ValueError:  # not the main thread: signals cannot be caught here, and need not be
+        if before:
+            raise
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+Tell = Callable[[Session, float], None]
+
+
+def run(session: Session, tell: Tell = lambda session, loss: None) -> dict[str, Any]:
+    """Train until the last step, evaluating at each epoch's end; then test the selected weights once.
+
+    Args:
+        session: a run at any point of its progress.
+        tell: called after every step, to show progress.
+
+    Returns:
+        the result, also written to ``result.json``.
+
+    Raises:
+        Diverged: loss or weights are not finite.
+        Interrupted: SIGINT or SIGTERM came; the step in progress was finished and saved.
+    """
+    metrics = Metrics(session.folder, session.progress.step)
+    try:
+        with stop_requests() as stop:
+            while session.progress.step < session.last_step:
+                train_epoch(session, metrics, stop, tell)
+                finish_epoch(session, metrics)
+        return finish(session, metrics)
+    finally:
+        metrics.close()
+
+
+def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell) -> None:
+    """The rest of the current epoch."""
+    config, progress = session.config, session.progress
+    for x, y in session.train.epoch(progress.epoch, progress.batch):
+        began = time.perf_counter()
+        report = step(session, x, y)
+        loss = report.loss.item()
+        progress.seconds += time.perf_counter() - began
+        if not loss < float("inf"):
+            raise Diverged(f"loss {loss} at step {progress.step}: {first_nonfinite(session.net, x)} is not finite; {kept(session)}")
+        angles = measure(session, x, y) if config.measure_every and progress.step % config.measure_every == 0 else {}
+        if progress.step % config.log_every == 0 or angles:
+            log_step(session, metrics, report, loss, y, angles)
+        began = time.perf_counter()
+        session.optimizer.step()
+        if config.schedule.unit == "step":
+            session.schedule.step()
+        progress.seconds += time.perf_counter() - began
+        progress.batch += 1
+        progress.step += 1
+        tell(session, loss)
+        if stop:
+            save(session)
+            raise Interrupted(f"stopped at step {progress.step}; go on with: targetprop resume {session.folder}", stop[0])
+        if progress.step >= session.last_step:
+            break
+        if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+            save(session)
+
+
+def step(session: Session, x: Tensor, y: Tensor) -> Report:
+    """One update's gradient."""
+    session.optimizer.zero_grad()
+    return session.algo.backward(x, y)
+
+
+def log_step(
+    session: Session, metrics: Metrics, report: Report, loss: float, y: Tensor, angles: dict[str, float]
+) -> None:
+    """One row of training metrics, of the weights before the step."""
+    values: dict[str, Any] = {
+        "epoch": session.progress.epoch,
+        "loss": loss,
+        "accuracy": (report.logits.argmax(1) == y).float().mean().item(),
+        "lr": session.optimizer.param_groups[0]["lr"],
+        "seconds": session.progress.seconds,
+    }
+    if angles:
+        values["angle"] = angles
+    mismatch = {name: f.mismatch.item() for name, f in report.feedback.items() if f.mismatch is not None}
+    if mismatch:
+        values["mismatch"] = mismatch
+    if report.feedback:
+        values["iterations"] = {name: f.iterations for name, f in report.feedback.items()}
+    metrics.write("train", session.progress.step, **values)
+
+
+def finish_epoch(session: Session, metrics: Metrics) -> None:
+    """Validate, tick the schedule, save."""
+    progress = session.progress
+    best = False
+    if session.validation is not None:
+        scores = accuracy(session.net, session.algo, session.validation)
+        metrics.write("validation", progress.step, epoch=progress.epoch, seconds=progress.seconds, **scores)
+        best = scores["accuracy"] > progress.best
+        progress.best = max(progress.best, scores["accuracy"])
+    if session.config.schedule.unit == "epoch":
+        session.schedule.step()
+    progress.epoch += 1
+    progress.batch = 0
+    save(session, best)
+
+
+def finish(session: Session, metrics: Metrics) -> dict[str, Any]:
+    """Test once: the best weights by validation, or the last where nothing was held out."""
+    last = accuracy(session.net, session.algo, session.test)
+    selected = last
+    if session.validation is not None:
+        path = session.folder / "best.pt"
+        final = {name: value.clone() for name, value in session.net.state_dict().items()}
+        load_weights(session.net, checkpoint.load(path, next(session.net.parameters()).device), path)
+        selected = accuracy(session.net, session.algo, session.test)
+        session.net.load_state_dict(final)
+    progress = session.progress
+    result = {
+        "steps": progress.step,
+        "seconds_per_step": progress.seconds / max(1, progress.step),
+        "validation_accuracy": progress.best if session.validation is not None else None,
+        "test": selected,
+        "test_last": last,
+    }
+    metrics.write("test", progress.step, **selected)
+    checkpoint.write_text(session.folder / "result.json", _json(result))
+    return result
+
+
+def start(config: Config, folder: Path) -> Session:
+    """Set up a new run in ``folder``, its configuration and environment written there.
+
+    Raises:
+        ConfigError: the folder holds a run already, or cannot be written.
+    """
+    if any((folder / name).exists() for name in ("config.yaml", "last.pt", "metrics.jsonl")):
+        raise ConfigError(f"{folder} already holds a run; resume it (targetprop resume {folder}) or give another --out.")
+    session = set_up(config, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
+    device = next(session.net.parameters()).device
+    checkpoint.write_text(folder / "environment.json", _json(environment(device, config.seed)))
+    save(session)
+    return session
+
+
+def resume(config: Config, folder: Path) -> Session:
+    """Take up a run where its last checkpoint stands."""
+    checkpoint.remove_parts(folder)
+    session = set_up(config, folder)
+    path = folder / "last.pt"
+    session.restore(checkpoint.load(path, next(session.net.parameters()).device), path)
+    return session
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
