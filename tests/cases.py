@@ -1,0 +1,59 @@
+"""Small networks and batches that the tests share."""
+
+import torch
+from torch import nn
+
+import targetprop as tp
+
+ACTIVATIONS = ["elu", "relu", "leaky_relu", "tanh", "sigmoid", "gelu"]
+
+
+def odd_convolutions(activation="elu", bias=True, feedback="matched"):
+    """Strided, dilated, grouped and padded convolutions; overlapping max and average pooling."""
+    act = tp.networks._activation
+    return tp.pair(
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1, bias=bias),
+            act(activation),
+            nn.MaxPool2d(3, 2, 1),
+            nn.Conv2d(4, 6, 3, stride=2, padding=2, groups=2, bias=bias),
+            act(activation),
+            nn.AvgPool2d(2, 1),
+            nn.Conv2d(6, 4, (3, 2), padding="same", dilation=(1, 2), bias=bias),
+            act(activation),
+            nn.Conv2d(4, 5, 2, padding=1, padding_mode="circular", bias=bias),
+            act(activation),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(20, 7, bias=bias),
+            act(activation),
+            nn.Linear(7, 5, bias=bias),
+        ),
+        feedback,
+    )
+
+
+NETWORKS = {
+    "mlp": ((1, 5, 5), lambda **k: tp.networks.mlp((1, 5, 5), 5, (9, 7), **k)),
+    "lenet": ((2, 12, 12), lambda **k: tp.networks.lenet((2, 12, 12), 5, (3, 4, 8), **k)),
+    "simple_vgg": ((2, 16, 16), lambda **k: tp.networks.simple_vgg((2, 16, 16), 5, (4, 5, 6), **k)),
+    "resnet18": ((2, 8, 8), lambda **k: tp.networks.resnet18((2, 8, 8), 5, (3, 4, 5, 6), **k)),
+    "odd_convolutions": ((2, 13, 11), odd_convolutions),
+}
+
+
+def make(name, dtype=torch.float64, seed=0, **kwargs):
+    """(network, x, y) of a case."""
+    torch.manual_seed(seed)
+    shape, build = NETWORKS[name]
+    net = build(**kwargs).to(dtype)
+    return net, torch.randn(8, *shape, dtype=dtype), torch.randint(5, (8,))
+
+
+def symmetric(net):
+    """Set every ω to θ."""
+    with torch.no_grad():
+        for layer in net.layers:
+            if layer.feedback_map is not None:
+                layer.omega.copy_(layer.theta)
+    return net

@@ -1,0 +1,139 @@
+"""The paper's solver, targets and gradients against a plain autograd transcription of PAPER §2 (bar 2)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import NETWORKS, make
+
+import targetprop as tp
+from targetprop.activations import Activation
+from targetprop.feedback import losses
+from targetprop.pooling import AvgPool, Flatten, MaxPool
+
+
+def feedback_of(layer, trace, target, omega):
+    """G(t): unpool by the winners of the pass ``trace``, the activation again, the transposed map by autograd."""
+    r = target
+    for step, saved in zip(reversed(layer.stage.steps), reversed(trace.saved), strict=True):
+        if isinstance(step, Flatten):
+            r = r.reshape(len(r), *saved[0])
+        elif isinstance(step, MaxPool):
+            r = F.max_unpool2d(r, saved[0], step.kernel, step.stride, step.padding, output_size=saved[1][-2:])
+        elif isinstance(step, AvgPool):
+            r = F.adaptive_avg_pool2d(r, saved[0].shape[-2:])
+        else:
+            assert isinstance(step, Activation)
+            r = step.rho(r)
+    module = layer.forward_map
+    if isinstance(module, torch.nn.Linear):
+        return F.linear(r, omega.T)
+    padding = module.padding if module.padding != "same" else tuple(
+        d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+    )
+    geometry = dict(stride=module.stride, padding=padding, dilation=module.dilation)
+    shape = [
+        (o - 1) * s - 2 * p + d * (k - 1) + 1
+        for o, s, p, d, k in zip(r.shape[-2:], module.stride, padding, module.dilation, module.kernel_size, strict=True)
+    ]
+    extra = [want - got for want, got in zip(trace.input.shape[-2:], shape, strict=True)]
+    return F.conv_transpose2d(r, omega, None, output_padding=extra, groups=module.groups, **geometry)
+
+
+@pytest.mark.parametrize("activation", ["elu", "relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("name", ["mlp", "lenet", "simple_vgg", "resnet18"])
+def test_ldrl_loss_and_gradient(name, activation):
+    net, x, _ = make(name, activation=activation, feedback="mirror")
+    checked = 0
+    with torch.no_grad():
+        leaves = net.leaf_traces(net.trace(x)[1])
+    for layer, trace in leaves:
+        if layer.feedback_map is None:
+            continue
+        e, h = 0.4 * torch.randn_like(trace.input), 0.4 * torch.randn_like(trace.output)
+        with torch.no_grad():
+            loss, gradient = losses.ldrl(layer, trace, e, h)
+            noisy = layer.trace(trace.input + e)
+        omega = layer.omega.detach().clone().requires_grad_()
+        clean = feedback_of(layer, trace, trace.output, omega)
+        of_input = feedback_of(layer, noisy, noisy.output, omega) - clean
+        of_output = feedback_of(layer, trace, trace.output + h, omega) - clean
+        expected = (-2 * (e * of_input).flatten(1).sum(1) + of_output.square().flatten(1).sum(1)).mean()
+        (expected_gradient,) = torch.autograd.grad(expected, omega)
+        torch.testing.assert_close(loss, expected.detach(), atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-10, rtol=1e-10)
+        checked += 1
+    assert checked == len(leaves) - 1
+
+
+@pytest.mark.parametrize("activation", ["elu", "relu"])
+@pytest.mark.parametrize("name", ["mlp", "lenet", "simple_vgg"])
+def test_targets_and_forward_gradients(name, activation):
+    net, x, y = make(name, activation=activation, feedback="mirror")
+    beta = 0.7
+    tp.algorithms.LDRL(net, beta, tp.feedback.Fixed()).backward(x, y)
+    with torch.no_grad():
+        logits, traces = net.trace(x)
+        leaves = net.leaf_traces(traces)
+        target = logits - beta * (logits.softmax(1) - F.one_hot(y, logits.shape[1]))
+    for n in reversed(range(len(leaves))):
+        layer, trace = leaves[n]
+        local = 0.5 * (layer(trace.input.detach()) - target).square().flatten(1).sum(1).mean()
+        expected = torch.autograd.grad(local, list(layer.forward_map.parameters()))
+        for parameter, gradient in zip(layer.forward_map.parameters(), expected, strict=True):
+            torch.testing.assert_close(beta * parameter.grad, gradient, atol=1e-10, rtol=1e-10)
+        if n:
+            with torch.no_grad():
+                back = feedback_of(layer, trace, target, layer.omega) - feedback_of(layer, trace, trace.output, layer.omega)
+                target = trace.input + back
+                target = target.reshape(leaves[n - 1][1].output.shape)
+
+
+def test_sgd_solver_takes_torch_sgd_steps_with_persistent_momentum():
+    net, x, _ = make("lenet", feedback="mirror")
+    with torch.no_grad():
+        layer, trace = net.leaf_traces(net.trace(x)[1])[1]
+        twin = torch.nn.Parameter(layer.omega.clone())
+        optimizer = torch.optim.SGD([twin], lr=0.01, momentum=0.9)
+        solver = tp.feedback.SGDSolver(noise=(0.9, 0.3), lr=(0.5, 0.01), iterations=(1, 3))
+        ours, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+        state = {}
+        for _ in range(2):
+            start = twin.detach().clone()
+            solver.train(1, layer, trace, state, ours)
+            moved = layer.omega.clone()
+            layer.omega.copy_(start)
+            for _ in range(3):
+                e = 0.3 * torch.randn(trace.input.shape, generator=theirs, dtype=x.dtype)
+                h = 0.3 * torch.randn(trace.output.shape, generator=theirs, dtype=x.dtype)
+                twin.grad = losses.ldrl(layer, trace, e, h)[1]
+                optimizer.step()
+                layer.omega.copy_(twin)
+            torch.testing.assert_close(moved, twin.detach(), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["matched", "mirror"])
+def test_reconstruction_loss_gradients(kind):
+    net, x, _ = make("lenet", feedback=kind)
+    with torch.no_grad():
+        leaves = net.leaf_traces(net.trace(x)[1])
+    for layer, trace in leaves[1:]:
+        e = 0.1 * torch.randn_like(trace.input)
+        with torch.no_grad():
+            loss, gradient, bias_gradient = losses.reconstruction(layer, trace, e)
+            noisy = layer.trace(trace.input + e)
+        expected = (layer.reconstruct(noisy, noisy.output) - noisy.input).square().flatten(1).sum(1).mean()
+        by_autograd = torch.autograd.grad(expected, list(layer.feedback_map.parameters()))
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(gradient, by_autograd[0])
+        torch.testing.assert_close(bias_gradient, by_autograd[1])
+
+
+def test_linear_layer_optimum_is_the_transpose_in_closed_form():
+    """E L = σ²(‖ω‖² − 2⟨θ, ω⟩) for a linear layer, so that E ∂L/∂ω = 2σ²(ω − θ)."""
+    net = tp.networks.mlp((6,), 3, (5,), activation="identity").double()
+    x = torch.randn(20000, 6, dtype=torch.float64)
+    with torch.no_grad():
+        layer, trace = net.leaf_traces(net.trace(x)[1])[1]
+        e, h = 0.5 * torch.randn_like(trace.input), 0.5 * torch.randn_like(trace.output)
+        _, gradient = losses.ldrl(layer, trace, e, h)
+        torch.testing.assert_close(gradient, 2 * 0.25 * (layer.omega - layer.theta), atol=0.02, rtol=0)

@@ -1,0 +1,161 @@
+"""Solvers learn the Jacobian without reading θ; tracking keeps it (bar 3)."""
+
+import warnings
+
+import pytest
+import torch
+from cases import make, symmetric
+
+import targetprop as tp
+from targetprop.analysis import jacobian_mismatch
+from targetprop.feedback.predictive import correction
+
+
+def leaves_of(net, x):
+    with torch.no_grad():
+        return [(la, t) for la, t in net.leaf_traces(net.trace(x)[1]) if la.feedback_map is not None]
+
+
+@pytest.mark.parametrize("name", ["simple_vgg", "lenet", "odd_convolutions", "resnet18", "mlp"])
+def test_predictive_solver_learns_every_jacobian(name):
+    net, x, _ = make(name)
+    solver = tp.feedback.PredictiveSolver(tolerance=0.03, first_iterations=3000)
+    generator = torch.Generator().manual_seed(0)
+    for i, (layer, trace) in enumerate(leaves_of(net, x)):
+        before = jacobian_mismatch(layer, trace)
+        with torch.no_grad():
+            report = solver.train(i, layer, trace, {}, generator)
+        assert before > 0.5
+        assert report.iterations > 1
+        assert jacobian_mismatch(layer, trace) < 0.05
+
+
+def test_predictive_solver_reports_the_mismatch_it_has():
+    net, x, _ = make("lenet")
+    torch.manual_seed(1)
+    x = torch.randn(256, *x.shape[1:], dtype=x.dtype)
+    for layer, trace in leaves_of(net, x):
+        with torch.no_grad():
+            e = torch.randn_like(trace.input)
+            _, mismatch = correction(layer, trace, e, layer.respond(trace, e))
+        assert mismatch.item() == pytest.approx(jacobian_mismatch(layer, trace), rel=0.1)
+
+
+def test_correlation_error_falls_as_one_over_root_iterations():
+    net, x, _ = make("simple_vgg")
+    x = torch.randn(64, *x.shape[1:], dtype=x.dtype)
+    layer, trace = leaves_of(net, x)[1]
+    solver = tp.feedback.CorrelationSolver(window=10**6, ridge=0.0)
+    errors = {}
+    with torch.no_grad():
+        state, generator = {}, torch.Generator().manual_seed(0)
+        for n in range(1, 401):
+            solver.train(0, layer, trace, state, generator)
+            if n in (4, 25, 100, 400):
+                errors[n] = (layer.omega - layer.theta).norm().item() / layer.theta.norm().item()
+    logs = torch.tensor([[torch.tensor(float(n)).log(), torch.tensor(e).log()] for n, e in errors.items()])
+    centred = logs - logs.mean(0)
+    slope = (centred[:, 0] @ centred[:, 1]) / centred[:, 0].square().sum()
+    assert -0.6 < slope < -0.4
+
+
+def test_omega_is_computed_from_responses_and_never_reads_theta():
+    for name in ("simple_vgg", "mlp"):
+        net, x, _ = make(name)
+        for layer, trace in leaves_of(net, x):
+            with torch.no_grad():
+                e = torch.randn_like(trace.input)
+                response = layer.respond(trace, e)
+                expected, _ = correction(layer, trace, e, response)
+                layer.theta.add_(torch.randn_like(layer.theta))
+                found, _ = correction(layer, trace, e, response)
+            assert torch.equal(found, expected)
+            assert found.norm() > 0
+
+
+def test_exact_feedback_is_a_fixed_point():
+    net, x, _ = make("odd_convolutions")
+    for layer, trace in leaves_of(symmetric(net), x):
+        with torch.no_grad():
+            e = torch.randn_like(trace.input)
+            step, mismatch = correction(layer, trace, e, layer.respond(trace, e))
+        assert step.norm() < 1e-12 * layer.omega.norm()
+        assert mismatch < 1e-12
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-3),
+    "adam": lambda p: torch.optim.Adam(p, 1e-3, weight_decay=1e-3),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["simple_vgg", "resnet18"])
+def test_tracking_keeps_exact_feedback_exact_without_a_probe(name, optimizer):
+    net, x, y = make(name)
+    symmetric(net)
+    # an infinite tolerance and a long rest: one probe at the first batch (a fixed point), none later
+    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(tolerance=float("inf"), probe_every=10**9))
+    opt = OPTIMIZERS[optimizer](net.parameters())
+    start = net.layers[-1].theta.detach().clone()
+    for i in range(100):
+        opt.zero_grad()
+        report = algo.backward(x, y)
+        assert i == 0 or all(r.iterations == 0 for r in report.feedback.values())
+        opt.step()
+    assert (net.layers[-1].theta - start).norm() > 0.01
+    for layer in net.layers:
+        if layer.feedback_map is not None:
+            assert (layer.omega - layer.theta).abs().max() < 1e-10
+
+
+def test_tracking_with_rare_probes_reaches_and_keeps_the_mismatch():
+    net, x, y = make("simple_vgg")
+    # one iteration a probe, a probe every tenth step: the mismatch must come down by tracking and rare probes alone
+    solver = tp.feedback.PredictiveSolver(tolerance=0.0, max_iterations=1, first_iterations=1, oversampling=64)
+    opt = torch.optim.SGD(net.parameters(), 0.02, momentum=0.9)
+    algo = tp.algorithms.LDRL(net, solver=RareProbes(solver, 10))
+    seen = []
+    for step in range(400):
+        opt.zero_grad()
+        algo.backward(x, y)
+        opt.step()
+        if step % 20 == 0 and step >= 300:
+            seen += [jacobian_mismatch(layer, trace) for layer, trace in leaves_of(net, x)]
+    assert max(seen) < 0.05
+
+
+class RareProbes:
+    """Calls a solver on every ``every``-th batch only, whatever the mismatch."""
+
+    tracking = True
+
+    def __init__(self, solver, every):
+        self.solver, self.every = solver, every
+
+    def train(self, index, layer, trace, state, generator):
+        state["calls"] = state.get("calls", -1) + 1
+        if state["calls"] % self.every:
+            return tp.feedback.FeedbackReport(0)
+        return self.solver.train(index, layer, trace, state, generator)
+
+
+def test_an_optimizer_without_omega_is_noticed_once():
+    net, x, y = make("mlp")
+    algo = tp.algorithms.LDRL(net)
+    opt = torch.optim.SGD(net.forward_parameters(), 0.05)
+    algo.backward(x, y)
+    opt.step()
+    with pytest.warns(UserWarning, match=r"net\.parameters\(\)"):
+        algo.backward(x, y)
+    opt.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        algo.backward(x, y)
+
+
+def test_a_short_list_of_settings_is_refused():
+    net, x, y = make("lenet")
+    algo = tp.algorithms.LDRL(net, solver=tp.feedback.SGDSolver(lr=(0.1, 0.1)))
+    with pytest.raises(ValueError, match="one entry per such layer"):
+        algo.backward(x, y)
