@@ -36,9 +36,9 @@ def test_mirror_feedback_on_elu_leaves_an_angle(name):
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_piecewise_linear_networks_are_exact_at_small_but_finite_beta(activation):
+def test_piecewise_linear_networks_are_exact_while_no_unit_crosses_its_kink(activation):
     net, x, y = make("resnet18", activation=activation)
-    result = tp.analysis.alignment(net, tp.algorithms.LDRL(net, 1e-3, tp.feedback.Symmetric()), x, y)
+    result = tp.analysis.alignment(net, tp.algorithms.LDRL(net, 1e-5, tp.feedback.Symmetric()), x, y)
     assert max(layer.update_distance for layer in result.values()) < 1e-10
 
 
@@ -117,7 +117,7 @@ def test_jacobian_mismatch_agrees_with_full_jacobians():
 
         back = torch.autograd.functional.jacobian(feedback, torch.zeros_like(trace.output))
         expected = (back.reshape(m, n) - forward.reshape(n, m).T).norm() / forward.norm()
-        assert jacobian_mismatch(layer, trace, probes=3000) == pytest.approx(expected.item(), rel=0.1)
+        assert jacobian_mismatch(layer, trace, probes=200) == pytest.approx(expected.item(), rel=0.1)
 
 
 def test_updates_are_local_and_leave_no_graph():
