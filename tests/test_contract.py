@@ -7,9 +7,9 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import make
 
 import targetprop as tp
+from cases import make
 from targetprop.algorithms import ALGORITHMS
 from targetprop.feedback import SOLVERS
 
@@ -176,7 +176,9 @@ def test_runs_on_cuda(case):
     assert all(p.grad.is_cuda for p in net.forward_parameters())
 
 
-@pytest.mark.parametrize("bad", [dict(beta=0), dict(loss="nll"), dict(label_smoothing=1.0), dict(loss="mse", label_smoothing=0.1)])
+@pytest.mark.parametrize(
+    "bad", [dict(beta=0), dict(loss="nll"), dict(label_smoothing=1.0), dict(loss="mse", label_smoothing=0.1)]
+)
 def test_bad_settings_are_refused(bad):
     net, _, _ = make("mlp")
     with pytest.raises(ValueError):
@@ -209,3 +211,11 @@ def test_alignment_leaves_everything_as_it_was():
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), net.state_dict().values(), strict=True))
     assert torch.equal(state["generator"], algo.state_dict()["generator"])
     assert all(torch.equal(grads[k], gradients(net)[k]) for k in grads)
+
+
+@every
+def test_cites_its_papers(case):
+    net, _, _ = make("mlp")
+    text = tp.cite(CASES[case](net))
+    assert text.count("@") >= 1
+    assert ("akrout2019" in text) == (case in ("ldrl", "ldrl-predictive"))

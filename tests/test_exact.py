@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import ACTIVATIONS, NETWORKS, make, symmetric
 
 import targetprop as tp
+from cases import ACTIVATIONS, NETWORKS, make, symmetric
 from targetprop.activations import ACTIVATIONS as BUILDERS
 from targetprop.activations import MODULES
 from targetprop.analysis import jacobian_mismatch

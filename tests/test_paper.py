@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import NETWORKS, make
 
 import targetprop as tp
+from cases import make
 from targetprop.activations import Activation
 from targetprop.feedback import losses
 from targetprop.pooling import AvgPool, Flatten, MaxPool
@@ -27,8 +27,10 @@ def feedback_of(layer, trace, target, omega):
     module = layer.forward_map
     if isinstance(module, torch.nn.Linear):
         return F.linear(r, omega.T)
-    padding = module.padding if module.padding != "same" else tuple(
-        d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+    padding = (
+        module.padding
+        if module.padding != "same"
+        else tuple(d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
     )
     geometry = dict(stride=module.stride, padding=padding, dilation=module.dilation)
     shape = [

@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
-from cases import make, symmetric
 
 import targetprop as tp
+from cases import make, symmetric
 from targetprop.analysis import jacobian_mismatch
 from targetprop.feedback.predictive import correction
 

@@ -18,7 +18,18 @@ from targetprop import cli
 from targetprop.training import checkpoint, config, runner
 from targetprop.training.logging import commit, read_metrics
 
-TINY = ["--network.channels", "[4]", "--data.limit", "200", "--data.batch_size", "20", "--log_every", "1", "--measure_every", "4"]
+TINY = [
+    "--network.channels",
+    "[4]",
+    "--data.limit",
+    "200",
+    "--data.batch_size",
+    "20",
+    "--log_every",
+    "1",
+    "--measure_every",
+    "4",
+]
 
 
 def run(*words):
@@ -38,7 +49,14 @@ def test_train_evaluate_compare(tmp_path, capsys):
         assert run("train", f"digits-{name}", *TINY, "--epochs", 2, "--out", tmp_path / name) == 0
     folder = tmp_path / "ldrl"
     assert {p.name for p in folder.iterdir()} == {
-        "config.yaml", "environment.json", "metrics.jsonl", "result.json", "tensorboard", "last.pt", "best.pt", "curves.png",
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "result.json",
+        "tensorboard",
+        "last.pt",
+        "best.pt",
+        "curves.png",
     }
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["seed"] == 0
@@ -229,7 +247,7 @@ def start(folder, *words):
 def killed_and_resumed(tmp_path, kills, seed):
     """Train with kill −9 at random moments, resuming each time; the folder of the finished run."""
     rng = random.Random(seed)
-    words = [*TINY, "--epochs", 40, "--checkpoint_every", 1]
+    words = [*TINY, "--epochs", 20, "--checkpoint_every", 1]
     cut = tmp_path / f"cut-{seed}"
     process = start(cut, "train", "digits-ldrl", *words, "--out", cut)
     for _ in range(kills):
@@ -298,7 +316,18 @@ def test_other_optimizers_schedules_and_devices(tmp_path):
         (
             ["--optimizer.name", "adam", "--optimizer.lr", "0.001", "--schedule.name", "constant"],
             ["--schedule.name", "step", "--schedule.period", "1", "--schedule.unit", "epoch", "--data.validation", "0"],
-            ["--dtype", "float64", "--algorithm.name", "targetprop", "--algorithm.solver", "null", "--algorithm.loss", "mse"],
+            [
+                "--dtype",
+                "float64",
+                "--algorithm.name",
+                "targetprop",
+                "--algorithm.solver",
+                "null",
+                "--algorithm.loss",
+                "mse",
+                "--optimizer.lr",
+                "1e-4",
+            ],
             ["--algorithm.name", "fixed_weight_dtp", "--algorithm.solver", "null", "--device", "cpu"],
             ["--algorithm.solver", "symmetric", "--network.name", "resnet18", "--network.channels", "[2,2,2,2]"],
         )

@@ -1,9 +1,22 @@
 """targetprop: deep networks trained by difference target propagation with learned backprop targets."""
 
 from targetprop import algorithms, analysis, data, feedback, networks
+from targetprop.citations import cite
 from targetprop.maps import register
 from targetprop.pairing import Network, PairingError, Sum, pair
 
 __version__ = "0.1.0"
 
-__all__ = ["Network", "PairingError", "Sum", "algorithms", "analysis", "data", "feedback", "networks", "pair", "register"]
+__all__ = [
+    "Network",
+    "PairingError",
+    "Sum",
+    "algorithms",
+    "analysis",
+    "cite",
+    "data",
+    "feedback",
+    "networks",
+    "pair",
+    "register",
+]

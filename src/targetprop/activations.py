@@ -37,6 +37,7 @@ class Activation:
         shift: (d, c, y) ↦ ψ(y + d) − ψ(y), written out so that a tiny d does not drown in rounding.
         monotone: ρ never decreases, so max pooling may choose its winners before or after ρ.
         needs_input: ρ′ cannot be told from y alone, so the forward pass keeps c.
+
     """
 
     name: str
@@ -210,6 +211,7 @@ def get(name: str | Activation) -> Activation:
 
     Raises:
         ValueError: for an unknown name; the sentence gives the nearest one.
+
     """
     if isinstance(name, Activation):
         return name

@@ -31,6 +31,7 @@ def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
 
     Raises:
         ConfigError: a word that is not an option, or an option without a value.
+
     """
     pairs, rest = [], list(words)
     while rest:
@@ -107,6 +108,7 @@ def run_config(folder: Path, settings: Sequence[tuple[str, Any]] = ()) -> Config
 
     Raises:
         ConfigError: the folder holds no run.
+
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -144,6 +146,7 @@ def compare(args: argparse.Namespace, words: list[str]) -> None:
 
 def data_command(args: argparse.Namespace, words: list[str]) -> None:
     """List, fetch or check data sets."""
+    words = [*([args.name] if args.what == "list" and args.name else []), *words]
     if words:
         raise ConfigError(f"unexpected '{words[0]}'; data takes list, fetch NAME or check NAME, and --data-dir.")
     folder = Path(args.data_dir) if args.data_dir else None
@@ -261,7 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except runner.Interrupted as error:
         return complain(error, 128 + error.number)
     except OSError as error:
-        return complain(OSError(f"{error.filename or 'a file'}: {error.strerror or error}; free it or choose another place."), BAD_INPUT)
+        return complain(
+            OSError(f"{error.filename or 'a file'}: {error.strerror or error}; free it or choose another place."), BAD_INPUT
+        )
     except KeyboardInterrupt:
         return complain(RuntimeError("stopped before training began; nothing was lost."), 130)
     return 0

@@ -10,13 +10,14 @@ explicit operator on tensors without a graph; only ``forward`` is differentiable
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from targetprop.activations import Feedback
 from targetprop.maps import LinearMap, along, sum_to_bias
 from targetprop.stages import Stage, Step
 
@@ -29,6 +30,7 @@ class Trace:
         input: x = sⁿ⁻¹.
         output: s = sⁿ.
         saved: what the stage saved of this pass.
+
     """
 
     input: Tensor
@@ -81,9 +83,12 @@ class Layer(nn.Module):
         feedback_map: holds ω and b_ω; None for a layer that reads the network's input, which needs no target.
         map: the products with A_w.
         stage: what follows the map.
+
     """
 
-    def __init__(self, module: nn.Module, linear: LinearMap, steps: Sequence[Step] = (), kind="matched", feedback=True):
+    def __init__(
+        self, module: nn.Module, linear: LinearMap, steps: Sequence[Step] = (), kind: Feedback = "matched", feedback=True
+    ):
         """Pair ``module``, which computes ``linear`` plus a bias, with feedback of ``kind`` unless ``feedback`` is off."""
         super().__init__()
         self.forward_map = module
@@ -106,10 +111,11 @@ class Layer(nn.Module):
         """ω, the feedback weight.
 
         Raises:
-            AttributeError: for a layer that reads the network's input.
+            ValueError: for a layer that reads the network's input.
+
         """
         if self.feedback_map is None:
-            raise AttributeError("a layer that reads the network's input has no feedback weight.")
+            raise ValueError("a layer that reads the network's input has no feedback weight.")
         return self.feedback_map.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,11 +167,11 @@ class Layer(nn.Module):
         return rule(self, trace, d) if self.feedback_map is not None else None
 
     def leaves(self) -> Iterator[Layer]:
-        """This layer."""
+        """The layer itself."""
         yield self
 
     def leaf_traces(self, trace: Trace) -> Iterator[tuple[Layer, Trace]]:
-        """This layer with its trace."""
+        """The layer itself with its trace."""
         yield self, trace
 
 
@@ -176,7 +182,9 @@ class Residual(nn.Module):
     its own feedback weights and its own local loss.
     """
 
-    def __init__(self, branch: Sequence[Layer], shortcut: Sequence[Layer] = (), steps: Sequence[Step] = (), kind="matched"):
+    def __init__(
+        self, branch: Sequence[Layer], shortcut: Sequence[Layer] = (), steps: Sequence[Step] = (), kind: Feedback = "matched"
+    ):
         """Join ``branch`` and ``shortcut``; ``steps`` act on their sum."""
         super().__init__()
         self.branch = nn.ModuleList(branch)
@@ -216,7 +224,7 @@ class Residual(nn.Module):
         return zip(self.leaves(), trace.branch + trace.shortcut, strict=True)
 
 
-def trace_chain(blocks: Sequence[Any] | nn.ModuleList, x: Tensor) -> tuple[list[Any], Tensor]:
+def trace_chain(blocks: Iterable[Any], x: Tensor) -> tuple[list[Any], Tensor]:
     """Run x through ``blocks``; their traces and the output."""
     traces = []
     for block in blocks:
@@ -225,7 +233,7 @@ def trace_chain(blocks: Sequence[Any] | nn.ModuleList, x: Tensor) -> tuple[list[
     return traces, x
 
 
-def chain_targets(blocks: Sequence[Any] | nn.ModuleList, traces: Sequence[Any], d: Tensor | None, rule: Rule) -> Targets:
+def chain_targets(blocks: Iterable[Any], traces: Sequence[Any], d: Tensor | None, rule: Rule) -> Targets:
     """Carry the difference d down ``blocks``, yielding (layer, trace, difference) from the last layer to the first."""
     for block, trace in zip(reversed(list(blocks)), reversed(traces), strict=True):
         if d is None:

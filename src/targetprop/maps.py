@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import grad
 
 
 class LinearMap(Protocol):
@@ -63,11 +64,11 @@ class Conv2dMap:
 
     def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
         """A_wᵀ e: the transposed convolution, every output padding included."""
-        return torch.nn.grad.conv2d_input(shape, w, e, *self.geometry)
+        return grad.conv2d_input(shape, w, e, *self.geometry)
 
     def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
         """∂⟨e, A_w x⟩/∂w."""
-        return torch.nn.grad.conv2d_weight(x, shape, e, *self.geometry)
+        return grad.conv2d_weight(x, shape, e, *self.geometry)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class AutogradMap:
     Attributes:
         function: (x, w) ↦ A_w x, without bias, linear in each argument.
         bias_dim: the dimension of the output along which a bias of the wrapped module lies.
+
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -154,6 +156,7 @@ def register(module_type: type[nn.Module], make: Callable[..., Callable[[Tensor,
 
     Example:
         >>> tp.register(nn.Conv1d, lambda m: lambda x, w: F.conv1d(x, w, None, m.stride, m.padding, m.dilation, m.groups))
+
     """
     MAPS[module_type] = lambda module: AutogradMap(make(module), bias_dim)
 

@@ -5,6 +5,7 @@ All share one signature: ``name(in_shape, classes, channels=..., activation="elu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -50,7 +51,7 @@ def mlp(
     """A perceptron with hidden layers of the widths ``channels``; inputs of any shape are flattened."""
     widths = [math.prod(in_shape), *channels]
     modules: list[nn.Module] = [nn.Flatten()]
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         modules += [nn.Linear(a, b, bias), _activation(activation)]
     return pair(nn.Sequential(*modules, nn.Linear(widths[-1], classes, bias)), feedback)
 

@@ -42,6 +42,7 @@ class Network(nn.Module):
         entry: steps before the first linear map (flattening an image, say); the input has no target, so none goes through.
         layers: every linear map's :class:`Layer` from input to output, residual branches before their shortcuts.
         names: a name per layer, such as ``conv_0`` or ``fc_3``.
+
     """
 
     def __init__(self, blocks: Sequence[Layer | Residual], entry: Sequence[Step] = (), kind: Feedback = "matched"):
@@ -97,6 +98,7 @@ class Network(nn.Module):
 
         Yields:
             (layer, trace, tⁿ − sⁿ) from the last layer to the first, each before the next is computed.
+
         """
         return chain_targets(self.blocks, traces, d, rule)
 
@@ -117,6 +119,7 @@ def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:
         >>> net = pair(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ELU(), nn.Linear(32, 10)))
         >>> net.names
         ('fc_0', 'fc_1')
+
     """
     entry, blocks = chain(unroll(module, ""), feedback, reads_input=True)
     if not blocks:

@@ -112,11 +112,11 @@ class AvgPool:
         return self.vjp(saved, d)
 
     def lift(self, saved: tuple[Tensor], t: Tensor, kind: Feedback) -> Tensor:
-        """x + Pᵀ(t − P x), whose value at the clean output is x; replication to the input's size when mirrored."""
+        """X + Pᵀ(t − P x), whose value at the clean output is x; replication to the input's size when mirrored."""
         x = saved[0]
         if kind == "matched":
             return x + self.vjp(saved, t - self.apply(x))
-        return F.adaptive_avg_pool2d(t, x.shape[-2:])
+        return F.adaptive_avg_pool2d(t, pair(x.shape[-2:]))
 
 
 @dataclass(frozen=True)
@@ -135,24 +135,22 @@ class Flatten:
         return v.flatten(self.start, self.end)
 
     def vjp(self, saved: tuple[Size], e: Tensor) -> Tensor:
-        """e in the shape before flattening."""
+        """E in the shape before flattening."""
         return e.reshape(e.shape[0], *saved[0])
 
     def difference(self, saved: tuple[Size], d: Tensor) -> Tensor:
-        """d in the shape before flattening."""
+        """D in the shape before flattening."""
         return self.vjp(saved, d)
 
     def lift(self, saved: tuple[Size], t: Tensor, kind: Feedback) -> Tensor:
-        """t in the shape before flattening."""
+        """T in the shape before flattening."""
         return self.vjp(saved, t)
 
 
 def max_pool(module: nn.MaxPool2d) -> MaxPool:
     """The step of an ``nn.MaxPool2d``."""
     stride = module.kernel_size if module.stride is None else module.stride
-    return MaxPool(
-        pair(module.kernel_size), pair(stride), pair(module.padding), pair(module.dilation), module.ceil_mode
-    )
+    return MaxPool(pair(module.kernel_size), pair(stride), pair(module.padding), pair(module.dilation), module.ceil_mode)
 
 
 def avg_pool(module: nn.AvgPool2d) -> AvgPool:

@@ -25,23 +25,23 @@ from targetprop.pooling import MaxPool
 class Step(Protocol):
     """One step of a stage; ``saved`` is what its ``forward`` returned beside the output."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, /) -> tuple[Tensor, Any]:
         """The step's output and what is saved of the pass."""
         ...
 
-    def jvp(self, saved: Any, v: Tensor) -> Tensor:
+    def jvp(self, saved: Any, v: Tensor, /) -> Tensor:
         """Jacobian times v."""
         ...
 
-    def vjp(self, saved: Any, e: Tensor) -> Tensor:
+    def vjp(self, saved: Any, e: Tensor, /) -> Tensor:
         """Transposed Jacobian times e."""
         ...
 
-    def difference(self, saved: Any, d: Tensor) -> Tensor:
+    def difference(self, saved: Any, d: Tensor, /) -> Tensor:
         """The matched feedback of s + d less that of s."""
         ...
 
-    def lift(self, saved: Any, t: Tensor, kind: Feedback) -> Tensor:
+    def lift(self, saved: Any, t: Tensor, kind: Feedback, /) -> Tensor:
         """The feedback of t."""
         ...
 

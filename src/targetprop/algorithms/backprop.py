@@ -13,6 +13,7 @@ class Backprop(Algorithm):
     Example:
         >>> algo = Backprop(net)
         >>> report = algo.backward(x, y)
+
     """
 
     def backward(self, x: Tensor, y: Tensor) -> Report:

@@ -26,6 +26,7 @@ class Report:
         loss: batch mean of the loss, a scalar without a graph.
         logits: sᴺ of the batch, without a graph.
         feedback: per layer name, what its solver did; empty for algorithms that train no feedback.
+
     """
 
     loss: Tensor
@@ -39,6 +40,7 @@ class Algorithm(ABC):
     Attributes:
         net: the network it trains.
         loss: the loss of (logits, y), a batch mean.
+
     """
 
     def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
@@ -49,6 +51,7 @@ class Algorithm(ABC):
             loss: ``"cross_entropy"``, ``"mse"`` (against one-hot labels, or float targets shaped like the logits), or any
                 function of (logits, y) that returns a batch mean.
             label_smoothing: of the cross-entropy.
+
         """
         self.net = net
         self.loss = loss_function(loss, label_smoothing)
@@ -72,6 +75,7 @@ def loss_function(loss: str | Loss, label_smoothing: float = 0.0) -> Loss:
 
     Raises:
         ValueError: an unknown name, or label smoothing outside [0, 1) or of another loss than cross-entropy.
+
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label smoothing {label_smoothing} is outside [0, 1).")

@@ -32,6 +32,7 @@ class LDRL(Algorithm):
         solver: how ω is learned.
         beta: β, the nudging strength of the output target.
         feedback_state: per layer name, what the solver remembers.
+
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class LDRL(Algorithm):
 
         Raises:
             ValueError: β is not positive.
+
         """
         super().__init__(net, loss, label_smoothing)
         if not beta > 0:

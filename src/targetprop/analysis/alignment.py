@@ -26,6 +26,7 @@ class LayerAlignment:
         weight_angle: between ω and θᵀ, degrees.
         weight_distance: ‖θ − ωᵀ‖/‖θ‖.
         mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F.
+
     """
 
     update_angle: float
@@ -52,14 +53,16 @@ def distance(reference: Tensor, other: Tensor) -> Tensor:
 def jacobian_mismatch(layer: Layer, trace: Trace, probes: int = 4, generator: Generator | None = None) -> float:
     """‖J_G − J_Fᵀ‖_F/‖J_F‖_F of a layer, averaged over the batch, by probes of its output.
 
-    For white η, E‖(J_G − J_Fᵀ)η‖² is the squared Frobenius norm, so no Jacobian is formed. J_G η is the forward-mode derivative of
-    the feedback actually used, mirror or matched, at s; J_Fᵀη is the exact transpose with the clean pool winners.
+    For white η, E‖(J_G − J_Fᵀ)η‖² is the squared Frobenius norm, so no Jacobian is formed. J_G η is the
+    forward-mode derivative of the feedback actually used, mirror or matched, at s; J_Fᵀη is the exact transpose with the
+    clean pool winners.
 
     Args:
         layer: a layer with feedback.
         trace: its clean pass.
         probes: noise samples per sample of the batch; the standard error falls as one over their root.
         generator: of the noise; default a fixed seed.
+
     """
     generator = generator or torch.Generator(trace.input.device).manual_seed(0)
     error = norm = 0.0
@@ -112,6 +115,7 @@ def alignment(net: Network, algo: Algorithm, x: Tensor, y: Tensor, probes: int =
 
     Example:
         >>> alignment(net, algo, x, y)["conv_1"].update_angle
+
     """
     with restored(net, algo):
         algo.backward(x, y)

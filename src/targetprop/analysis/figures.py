@@ -24,13 +24,12 @@ def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
     Args:
         runs: the metric rows of every run by its label.
         path: of the PNG or PDF to write.
+
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    angled = [
-        label for label, rows in runs.items() if any(max(row.get("angle", {"": 0}).values()) > 1e-3 for row in rows)
-    ]
+    angled = [label for label, rows in runs.items() if any(max(row.get("angle", {"": 0}).values()) > 1e-3 for row in rows)]
     figure = Figure(figsize=(4.6 * (2 + len(angled)), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2 + len(angled), squeeze=False)[0]

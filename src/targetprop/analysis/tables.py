@@ -17,6 +17,7 @@ class RunSummary:
         seconds_per_step: mean over its steps, measurements apart.
         mean_angle: of all layers' updates to the backprop gradient, degrees, over the measurements; None if never measured.
         steps: done.
+
     """
 
     label: str

@@ -209,6 +209,7 @@ def source(name: str) -> Source:
 
     Raises:
         DataError: unknown name; the sentence gives the nearest one.
+
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
@@ -229,6 +230,7 @@ def locate(name: str, folder: Path | None = None) -> tuple[list[Path], tuple[Fil
 
     Raises:
         DataError: no complete layout lies there; the sentence gives the command that fetches it.
+
     """
     about = source(name)
     folder = default_folder() if folder is None else folder
@@ -248,6 +250,7 @@ def verify(path: Path, file: File) -> None:
 
     Raises:
         DataError: they differ.
+
     """
     if file.digest is None:
         return
@@ -279,6 +282,7 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
     Example:
         >>> tp.data.load("digits").in_shape
         (1, 8, 8)
+
     """
     about = source(name)
     folder = None if folder is None else Path(folder).expanduser()

@@ -19,6 +19,7 @@ def fetch(name: str, folder: Path | None = None, progress: Any = False) -> list[
 
     Raises:
         DataError: the set cannot be fetched, the download failed or its hash is wrong; nothing is left behind then.
+
     """
     import pooch
 

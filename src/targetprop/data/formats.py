@@ -55,6 +55,7 @@ def read_idx(path: Path) -> np.ndarray:
 
     Raises:
         DataError: wrong magic number, or more or fewer bytes than the sizes say.
+
     """
     with reading(path), open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
@@ -83,6 +84,7 @@ def read_idx_pair(images: Path, labels: Path, classes: int) -> Images:
 
     Raises:
         DataError: either file is damaged, their lengths differ, or a label is out of range.
+
     """
     x, y = read_idx(images), read_idx(labels)
     if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
@@ -96,7 +98,9 @@ def checked(images: Tensor, labels: np.ndarray, classes: int, path: Path) -> Ima
         raise DataError(f"{path}: holds no image.")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise DataError(f"{path}: label {low if low < 0 else high} is outside 0..{classes - 1}; the file is altered, get it anew.")
+        raise DataError(
+            f"{path}: label {low if low < 0 else high} is outside 0..{classes - 1}; the file is altered, get it anew."
+        )
     return Images(images, torch.from_numpy(labels.astype(np.int64)))
 
 
@@ -105,6 +109,7 @@ def read_cifar(content: bytes, path: Path, classes: int, label_bytes: int = 1) -
 
     Raises:
         DataError: not a whole number of records, or a label out of range.
+
     """
     record = label_bytes + 3072
     if len(content) == 0 or len(content) % record:
@@ -126,12 +131,15 @@ def read_cifar_files(paths: Sequence[Path], classes: int, label_bytes: int = 1) 
 def read_cifar_archive(path: Path, names: Sequence[str], classes: int, label_bytes: int = 1) -> Images:
     """The members ``names`` (without folder) of a CIFAR ``.tar.gz``, read in memory: nothing is extracted to disk."""
     parts = {}
-    with reading(path), tarfile.open(path, "r:gz") as archive:
-        for member in archive:
-            name = Path(member.name).name
-            if name in names and member.isfile():
-                content = archive.extractfile(member).read()  # type: ignore[union-attr]
-                parts[name] = read_cifar(content, path, classes, label_bytes)
+    with reading(path), gzip.open(path) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                if name in names and member.isfile():
+                    content = archive.extractfile(member).read()  # type: ignore[union-attr]
+                    parts[name] = read_cifar(content, path, classes, label_bytes)
+        while stream.read(1 << 20):  # the end of a gzip stream holds its checksum
+            continue
     missing = [name for name in names if name not in parts]
     if missing:
         raise DataError(f"{path}: lacks {', '.join(missing)}; get it anew.")
@@ -147,7 +155,9 @@ def read_imagenet32(paths: Sequence[Path], classes: int = 1000) -> Images:
                 raise DataError(f"{path}: holds {batch.files}, expected 'data' and 'labels'.")
             data, labels = batch["data"], batch["labels"]
             if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]:
-                raise DataError(f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} are not N × 3072 bytes and N.")
+                raise DataError(
+                    f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} are not N × 3072 bytes and N."
+                )
             if not np.issubdtype(labels.dtype, np.integer):
                 raise DataError(f"{path}: labels are {labels.dtype}, expected whole numbers.")
             images = torch.from_numpy(data.copy()).view(-1, 3, 32, 32)
@@ -165,6 +175,7 @@ def read_folder(root: Path, size: int | None = None, names: Sequence[str] | None
 
     Raises:
         DataError: no classes, an unreadable image, unequal sizes, or a class that is not in ``names``.
+
     """
     from PIL import Image
 
@@ -196,5 +207,3 @@ def read_folder(root: Path, size: int | None = None, names: Sequence[str] | None
 def join(parts: Sequence[Images]) -> Images:
     """Several sets as one."""
     return Images(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
-
-

@@ -28,6 +28,7 @@ def split(data: Images, fraction: float, seed: int = 42) -> tuple[Images, Images
 
     Raises:
         ValueError: ``fraction`` is outside [0, 1).
+
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"validation fraction {fraction} is outside [0, 1).")
@@ -46,6 +47,7 @@ def flip_and_crop(images: Tensor, generator: Generator, flip: bool = True, paddi
         generator: on the CPU.
         flip: mirror images, which digits and letters do not bear.
         padding: the largest shift, in pixels.
+
     """
     batch, _, height, width = images.shape
     shift = torch.randint(-padding, padding + 1, (2, batch, 1), generator=generator)
@@ -72,6 +74,7 @@ class Batches:
         augment: ``"none"``, ``"crop"`` or ``"flip-crop"``.
         padding: of the crop.
         seed: of order and augmentation.
+
     """
 
     data: Images

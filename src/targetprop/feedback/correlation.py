@@ -23,6 +23,7 @@ class CorrelationSolver:
         window: number of iterations the running means remember.
         ridge: λ.
         iterations: per batch.
+
     """
 
     window: int = 1000

@@ -5,9 +5,8 @@ Both losses are at most quadratic in ω, because G(t) = A_ωᵀ R(t) + b_ω is l
 
 from __future__ import annotations
 
-from torch import Tensor
-
 import torch
+from torch import Tensor
 
 from targetprop.layers import Layer, Trace
 from targetprop.maps import sum_to_bias
@@ -16,8 +15,9 @@ from targetprop.maps import sum_to_bias
 def lifted_response(layer: Layer, trace: Trace, e: Tensor) -> Tensor:
     """R(F(x + ε)) − R(F(x)), the layer's response to noise as the feedback map sees it.
 
-    Mirror feedback, the paper's: a second pass of x + ε, fed back through the pool winners of *that* pass. Matched feedback: the
-    response J_F ε, with winners and gates of the clean pass frozen; this is the small-noise limit whose minimiser is J_G = J_Fᵀ.
+    Mirror feedback, the paper's: a second pass of x + ε, fed back through the pool winners of *that* pass. Matched
+    feedback: the response J_F ε, with winners and gates of the clean pass frozen; this is the small-noise limit, whose
+    minimiser is J_G = J_Fᵀ.
     """
     clean = layer.stage
     if clean.kind == "matched":
@@ -39,6 +39,7 @@ def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tens
         trace: its clean pass.
         e: ε, input noise shaped like x.
         h: η, output noise shaped like s.
+
     """
     batch = len(e)
     u = lifted_response(layer, trace, e)

@@ -48,6 +48,7 @@ class PredictiveSolver:
         oversampling: positions per probe over d = k²·C_in.
         tracking: give ω the increments of θ.
         probe_every: batches between probes of a layer under tolerance; 1 without tracking.
+
     """
 
     tolerance: float = 0.1
@@ -65,15 +66,16 @@ class PredictiveSolver:
         if batches > 0 and state["mismatch"] < self.tolerance and batches % rest != 0:
             return FeedbackReport(0, mismatch=torch.tensor(state["mismatch"]))
         limit = self.max_iterations if batches else self.first_iterations
-        for iteration in range(1, limit + 1):
+        iterations = 0
+        while True:
             part = self.part(layer, trace, state)
             e = noise_like(part.input, generator)
             step, mismatch = correction(layer, part, e, layer.respond(part, e))
             layer.omega.add_(step)
             state["mismatch"] = mismatch.item()
-            if not state["mismatch"] >= self.tolerance:
-                break
-        return FeedbackReport(iteration, mismatch=mismatch)
+            iterations += 1
+            if not state["mismatch"] >= self.tolerance or iterations >= limit:
+                return FeedbackReport(iterations, mismatch=mismatch)
 
     def part(self, layer: Layer, trace: Trace, state: State) -> Trace:
         """The samples of the batch that the next probe uses, one group after another."""

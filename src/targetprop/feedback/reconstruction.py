@@ -21,6 +21,7 @@ class ReconstructionSolver:
         lr: learning rate of ω and b_ω.
         iterations: K.
         momentum: of SGD.
+
     """
 
     noise: PerLayer = 0.1

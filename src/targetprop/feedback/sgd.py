@@ -13,7 +13,7 @@ from targetprop.layers import Layer, Trace
 
 
 def momentum_step(weight: Tensor, gradient: Tensor, state: State, key: str, lr: float, momentum: float) -> None:
-    """w ← w − lr·v with v ← momentum·v + gradient, v = ``state[key]``; in place."""
+    """W ← w − lr·v with v ← momentum·v + gradient, v = ``state[key]``; in place."""
     if key not in state:
         state[key] = torch.zeros_like(weight)
     state[key].mul_(momentum).add_(gradient)
@@ -32,6 +32,7 @@ class SGDSolver:
         lr: learning rate of ω.
         iterations: K.
         momentum: of SGD.
+
     """
 
     noise: PerLayer = 0.2

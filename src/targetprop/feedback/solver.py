@@ -24,6 +24,7 @@ class FeedbackReport:
         iterations: how many updates of ω.
         loss: the feedback loss before the last update, where the solver has one.
         mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F as the last probe saw it (matched feedback), where the solver measures it.
+
     """
 
     iterations: int
@@ -34,6 +35,11 @@ class FeedbackReport:
 class Solver(Protocol):
     """A feedback solver: frozen hyper-parameters; what it must remember of a layer lives in the caller's ``state``."""
 
+    @property
+    def tracking(self) -> bool:
+        """Whether ω receives the increments of θ as well."""
+        ...
+
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """Move ``layer.omega`` in place.
 
@@ -43,6 +49,7 @@ class Solver(Protocol):
             trace: the layer's clean pass of the batch.
             state: this layer's memory between calls, empty at first; numbers and tensors only.
             generator: source of the noise, on the layer's device.
+
         """
         ...
 
@@ -79,5 +86,5 @@ def tap_weights(layer: Layer, trace: Trace) -> Tensor:
 
 
 def fan_in(layer: Layer) -> int:
-    """d = k²·C_in, the number of weights of one output unit."""
+    """D = k²·C_in, the number of weights of one output unit."""
     return math.prod(layer.omega.shape[1:])

@@ -53,6 +53,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         CheckpointError: missing, damaged, or not one of ours.
+
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)

@@ -32,6 +32,7 @@ class NetworkConfig:
         activation: default the network's own.
         bias: biases in forward and feedback maps.
         feedback: "matched" or "mirror".
+
     """
 
     name: str = "simple_vgg"
@@ -54,6 +55,7 @@ class DataConfig:
         validation: fraction of the training images held out to select the best weights by; 0 keeps the last.
         limit: train on the first so many images only.
         image_size: size of the images of a folder.
+
     """
 
     name: str = "digits"
@@ -76,6 +78,7 @@ class AlgorithmConfig:
         solver: how feedback is learned; its settings stand in the section of its name. Default the algorithm's own.
         loss: "cross_entropy" or "mse".
         label_smoothing: of the cross-entropy.
+
     """
 
     name: str = "ldrl"
@@ -94,6 +97,7 @@ class OptimizerConfig:
         lr: learning rate.
         momentum: of SGD.
         weight_decay: coupled L2.
+
     """
 
     name: Literal["sgd", "adam"] = "sgd"
@@ -112,6 +116,7 @@ class ScheduleConfig:
         period: ticks to the cosine's minimum (default the whole run), or between drops.
         minimum: the cosine's final learning rate.
         factor: of each drop.
+
     """
 
     name: Literal["constant", "cosine", "step"] = "cosine"
@@ -134,6 +139,7 @@ class Config:
         log_every: steps between metrics.
         measure_every: steps between measurements of the angle to the backprop gradient, each costing a backprop step; 0 never.
         checkpoint_every: steps between checkpoints beside those at each epoch's end; 0 none.
+
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -189,6 +195,7 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
 
     Raises:
         ConfigError: an unknown key (with the nearest), a value of the wrong type, or one out of range.
+
     """
     from jsonargparse import ArgumentParser
 
@@ -280,6 +287,7 @@ def load(name: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
 
     Raises:
         ConfigError: no such preset (with the nearest name) or file, a file that is not YAML, or what ``build`` refuses.
+
     """
     known = presets()
     if name in known:

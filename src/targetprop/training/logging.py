@@ -41,7 +41,7 @@ class Metrics:
         path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = open(path, "a")
+        self._file = open(path, "a")  # noqa: SIM115 - closed by close()
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, kind: str, step: int, **values: Any) -> None:

@@ -51,6 +51,7 @@ class Progress:
         step: steps done.
         seconds: spent in steps (backward and optimizer), without evaluation and measurements.
         best: the best validation accuracy so far; -1 before the first.
+
     """
 
     epoch: int = 0
@@ -106,6 +107,7 @@ def pick_device(name: str) -> torch.device:
 
     Raises:
         ConfigError: it does not exist here.
+
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -130,8 +132,10 @@ def build_network(config: Config, dataset: Dataset) -> Network:
 
     Raises:
         ConfigError: they do not.
+
     """
-    given = {k: v for k, v in (("channels", config.network.channels), ("activation", config.network.activation)) if v is not None}
+    chosen = {"channels": config.network.channels, "activation": config.network.activation}
+    given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     make = networks.NETWORKS[config.network.name]
     try:
         net = make(dataset.in_shape, dataset.classes, bias=config.network.bias, feedback=config.network.feedback, **given)
@@ -139,7 +143,9 @@ def build_network(config: Config, dataset: Dataset) -> Network:
             net(torch.zeros(1, *dataset.in_shape))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"network '{config.network.name}' does not fit images of shape {dataset.in_shape}: {reason}") from error
+        raise ConfigError(
+            f"network '{config.network.name}' does not fit images of shape {dataset.in_shape}: {reason}"
+        ) from error
     return net
 
 
@@ -205,12 +211,15 @@ def load_weights(net: Network, state: dict[str, Any], path: Path) -> None:
 
     Raises:
         CheckpointError: names or shapes differ.
+
     """
     try:
         net.load_state_dict(state["net"])
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: its weights do not fit this network ({reason}); use the run's own configuration.") from error
+        raise CheckpointError(
+            f"{path}: its weights do not fit this network ({reason}); use the run's own configuration."
+        ) from error
 
 
 @torch.no_grad()
@@ -254,6 +263,7 @@ def save(session: Session, best: bool = False) -> None:
 
     Raises:
         Diverged: a weight is not finite; what is on disk stays.
+
     """
     for name, weight in session.net.state_dict().items():
         if not weight.isfinite().all():
@@ -306,6 +316,7 @@ def run(session: Session, tell: Tell = lambda session, loss: None) -> dict[str, 
     Raises:
         Diverged: loss or weights are not finite.
         Interrupted: SIGINT or SIGTERM came; the step in progress was finished and saved.
+
     """
     metrics = Metrics(session.folder, session.progress.step)
     try:
@@ -327,7 +338,9 @@ def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell)
         loss = report.loss.item()
         progress.seconds += time.perf_counter() - began
         if not loss < float("inf"):
-            raise Diverged(f"loss {loss} at step {progress.step}: {first_nonfinite(session.net, x)} is not finite; {kept(session)}")
+            raise Diverged(
+                f"loss {loss} at step {progress.step}: {first_nonfinite(session.net, x)} is not finite; {kept(session)}"
+            )
         angles = measure(session, x, y) if config.measure_every and progress.step % config.measure_every == 0 else {}
         if progress.step % config.log_every == 0 or angles:
             log_step(session, metrics, report, loss, y, angles)
@@ -354,9 +367,7 @@ def step(session: Session, x: Tensor, y: Tensor) -> Report:
     return session.algo.backward(x, y)
 
 
-def log_step(
-    session: Session, metrics: Metrics, report: Report, loss: float, y: Tensor, angles: dict[str, float]
-) -> None:
+def log_step(session: Session, metrics: Metrics, report: Report, loss: float, y: Tensor, angles: dict[str, float]) -> None:
     """One row of training metrics, of the weights before the step."""
     values: dict[str, Any] = {
         "epoch": session.progress.epoch,
@@ -419,6 +430,7 @@ def start(config: Config, folder: Path) -> Session:
 
     Raises:
         ConfigError: the folder holds a run already, or cannot be written.
+
     """
     if any((folder / name).exists() for name in ("config.yaml", "last.pt", "metrics.jsonl")):
         raise ConfigError(f"{folder} already holds a run; resume it (targetprop resume {folder}) or give another --out.")

@@ -1,0 +1,60 @@
+"""The papers behind an algorithm, as BibTeX."""
+
+from __future__ import annotations
+
+from targetprop.algorithms import DTP, LDRL, Algorithm, Backprop, FixedWeightDTP, TargetProp
+
+ENTRIES = {
+    "rumelhart1986": """@article{rumelhart1986,
+  title = {Learning representations by back-propagating errors},
+  author = {Rumelhart, David E. and Hinton, Geoffrey E. and Williams, Ronald J.},
+  journal = {Nature}, volume = {323}, pages = {533--536}, year = {1986}
+}""",
+    "bengio2014": """@article{bengio2014,
+  title = {How auto-encoders could provide credit assignment in deep networks via target propagation},
+  author = {Bengio, Yoshua},
+  journal = {arXiv:1407.7906}, year = {2014}
+}""",
+    "lee2015": """@inproceedings{lee2015,
+  title = {Difference target propagation},
+  author = {Lee, Dong-Hyun and Zhang, Saizheng and Fischer, Asja and Bengio, Yoshua},
+  booktitle = {ECML PKDD}, year = {2015}
+}""",
+    "akrout2019": """@inproceedings{akrout2019,
+  title = {Deep learning without weight transport},
+  author = {Akrout, Mohamed and Wilson, Collin and Humphreys, Peter and Lillicrap, Timothy and Tweed, Douglas B.},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2019}
+}""",
+    "ernoult2022": """@inproceedings{ernoult2022,
+  title = {Towards Scaling Difference Target Propagation by Learning Backprop Targets},
+  author = {Ernoult, Maxence and Normandin, Fabrice and Moudgil, Abhinav and Spinney, Sean and Belilovsky, Eugene
+            and Rish, Irina and Richards, Blake and Bengio, Yoshua},
+  booktitle = {International Conference on Machine Learning}, year = {2022}
+}""",
+    "shibuya2023": """@inproceedings{shibuya2023,
+  title = {Fixed-Weight Difference Target Propagation},
+  author = {Shibuya, Tatsukichi and Inoue, Nakamasa and Kawakami, Rei and Sato, Ikuro},
+  booktitle = {AAAI Conference on Artificial Intelligence}, year = {2023}
+}""",
+}
+
+PAPERS: dict[type[Algorithm], tuple[str, ...]] = {
+    Backprop: ("rumelhart1986",),
+    LDRL: ("ernoult2022",),
+    DTP: ("lee2015",),
+    TargetProp: ("bengio2014", "lee2015"),
+    FixedWeightDTP: ("shibuya2023",),
+}
+
+
+def cite(algo: Algorithm) -> str:
+    """BibTeX of the papers that ``algo`` as configured comes from; tracking adds Kolen–Pollack's.
+
+    Example:
+        >>> print(tp.cite(algo))
+
+    """
+    keys = PAPERS[type(algo)]
+    if isinstance(algo, LDRL) and algo.solver.tracking:
+        keys += ("akrout2019",)
+    return "\n\n".join(ENTRIES[key] for key in keys)
