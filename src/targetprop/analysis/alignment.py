@@ -69,7 +69,7 @@ def jacobian_mismatch(layer: Layer, trace: Trace, probes: int = 4, generator: Ge
     for _ in range(probes):
         h = noise_like(trace.output, generator)
         zero = torch.zeros_like(h)
-        _, lifted = torch.func.jvp(lambda d: layer.stage.difference(trace.saved, trace.output, d), (zero,), (h,))
+        lifted = torch.func.jvp(lambda d: layer.stage.difference(trace.saved, trace.output, d), (zero,), (h,))[1]
         forward = layer.map.transpose(layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape)
         error += (layer.feed_back(lifted, trace.input.shape) - forward).square().sum().item()
         norm += forward.square().sum().item()

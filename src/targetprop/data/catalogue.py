@@ -308,8 +308,8 @@ def _digits() -> tuple[Images, Images]:
     """scikit-learn's digits, its 17 grey levels stretched to bytes; every fifth image is for testing."""
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
-    pixels = np.rint(raw.images * (255 / 16)).astype(np.uint8)
-    everything = Images(torch.from_numpy(pixels)[:, None].contiguous(), torch.from_numpy(raw.target.astype(np.int64)))
+    grey, labels = load_digits(return_X_y=True)
+    pixels = np.rint(grey.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    everything = Images(torch.from_numpy(pixels)[:, None].contiguous(), torch.from_numpy(labels.astype(np.int64)))
     held_out = torch.arange(len(everything)) % 5 == 4
     return everything[~held_out], everything[held_out]

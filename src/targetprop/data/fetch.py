@@ -32,6 +32,7 @@ def fetch(name: str, folder: Path | None = None, progress: Any = False) -> list[
     target = (default_folder() if folder is None else folder) / name
     paths = []
     for file in files:
+        assert file.url is not None
         try:
             path = pooch.retrieve(file.url, file.digest, file.name, target, progressbar=progress)
         except Exception as error:  # requests, urllib3, pooch and the file system each have their own

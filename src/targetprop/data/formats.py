@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def read_idx(path: Path) -> np.ndarray:
     with reading(path), open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw
+        stream: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
         magic = stream.read(4)
         if len(magic) != 4 or magic[:3] != b"\x00\x00\x08" or not 1 <= magic[3] <= 4:
             raise DataError(f"{path}: magic number {magic.hex() or 'missing'} is not that of an IDX file of bytes.")
