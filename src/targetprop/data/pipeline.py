@@ -58,7 +58,9 @@ def flip_and_crop(images: Tensor, generator: Generator, flip: bool = True, paddi
         columns = torch.where(flipped, columns.flip(1), columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
     each = torch.arange(batch, device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    moved = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # torch 2.13's CPU convolutions corrupt the heap on single-channel images with channels-last strides.
+    return moved.contiguous()
 
 
 @dataclass(frozen=True)
