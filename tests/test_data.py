@@ -323,9 +323,14 @@ def test_crop_equals_edge_padding_then_cropping():
     images = torch.randint(0, 256, (6, 2, 7, 5), dtype=torch.uint8)
     found = flip_and_crop(images, seeded(3), flip=False, padding=2)
     padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="replicate").to(torch.uint8)
-    assert found.is_contiguous()
     crops = [padded[:, :, i : i + 7, j : j + 5] for i in range(5) for j in range(5)]
     assert all(any(torch.equal(found[b], c[b]) for c in crops) for b in range(6))
+
+
+def test_augmented_grey_images_have_plain_strides():
+    """Strides of channels-last kind on one channel crash torch's CPU convolutions."""
+    found = flip_and_crop(torch.zeros(4, 1, 6, 5, dtype=torch.uint8), seeded(0))
+    assert found.stride() == (30, 30, 5, 1)
 
 
 def test_flip_alone_mirrors_about_half():

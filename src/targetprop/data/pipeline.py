@@ -59,8 +59,9 @@ def flip_and_crop(images: Tensor, generator: Generator, flip: bool = True, paddi
     rows, columns = rows.to(images.device), columns.to(images.device)
     each = torch.arange(batch, device=images.device)[:, None, None]
     moved = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    # torch 2.13's CPU convolutions corrupt the heap on single-channel images with channels-last strides.
-    return moved.contiguous()
+    # torch 2.13's CPU convolutions corrupt the heap on single-channel images with channels-last strides, which
+    # contiguous() would leave as they are.
+    return moved.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
