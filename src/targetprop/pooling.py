@@ -112,7 +112,7 @@ class AvgPool:
         return self.vjp(saved, d)
 
     def lift(self, saved: tuple[Tensor], t: Tensor, kind: Feedback) -> Tensor:
-        """X + Pᵀ(t − P x), whose value at the clean output is x; replication to the input's size when mirrored."""
+        """x + Pᵀ(t − P x), whose value at the clean output is x; replication to the input's size when mirrored."""
         x = saved[0]
         if kind == "matched":
             return x + self.vjp(saved, t - self.apply(x))
@@ -135,15 +135,15 @@ class Flatten:
         return v.flatten(self.start, self.end)
 
     def vjp(self, saved: tuple[Size], e: Tensor) -> Tensor:
-        """E in the shape before flattening."""
+        """e in the shape before flattening."""
         return e.reshape(e.shape[0], *saved[0])
 
     def difference(self, saved: tuple[Size], d: Tensor) -> Tensor:
-        """D in the shape before flattening."""
+        """d in the shape before flattening."""
         return self.vjp(saved, d)
 
     def lift(self, saved: tuple[Size], t: Tensor, kind: Feedback) -> Tensor:
-        """T in the shape before flattening."""
+        """t in the shape before flattening."""
         return self.vjp(saved, t)
 
 

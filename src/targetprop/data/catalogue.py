@@ -256,16 +256,12 @@ def verify(path: Path, file: File) -> None:
         return
     kind, expected = file.digest.split(":")
     with open(path, "rb") as content:
-        found = hashlib.file_digest(content, kind).hexdigest() if hasattr(hashlib, "file_digest") else _digest(content, kind)
+        digest = hashlib.new(kind)
+        while block := content.read(1 << 20):
+            digest.update(block)
+    found = digest.hexdigest()
     if found != expected:
         raise DataError(f"{path}: {kind} is {found}, published is {expected}; truncated or altered, get it anew.")
-
-
-def _digest(content, kind: str) -> str:
-    digest = hashlib.new(kind)
-    while block := content.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def load(name: str, folder: str | Path | None = None, image_size: int | None = None) -> Dataset:

@@ -13,7 +13,7 @@ from targetprop.layers import Layer, Trace
 
 
 def momentum_step(weight: Tensor, gradient: Tensor, state: State, key: str, lr: float, momentum: float) -> None:
-    """W ← w − lr·v with v ← momentum·v + gradient, v = ``state[key]``; in place."""
+    """w ← w − lr·v with v ← momentum·v + gradient, v = ``state[key]``; in place."""
     if key not in state:
         state[key] = torch.zeros_like(weight)
     state[key].mul_(momentum).add_(gradient)

@@ -86,5 +86,5 @@ def tap_weights(layer: Layer, trace: Trace) -> Tensor:
 
 
 def fan_in(layer: Layer) -> int:
-    """D = k²·C_in, the number of weights of one output unit."""
+    """d = k²·C_in, the number of weights of one output unit."""
     return math.prod(layer.omega.shape[1:])

@@ -207,14 +207,18 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
     parser.add_class_arguments(Config)
     # A setting given twice would be parsed twice: only the last value counts.
     arguments = [f"--{key}={_text(value)}" for key, value in dict(settings).items()]
-    for argument in arguments:
-        try:
-            parser.parse_args([argument])
-        except Exception as error:  # jsonargparse raises argparse.ArgumentError, or what a type's constructor raises
-            key, value = argument[2:].split("=", 1)
-            expected = str(error).split("Expected ")[-1].split(". Got")[0].replace("\n", " ").strip()
-            raise ConfigError(f"{key}={value} has the wrong type; expected {expected}.") from error
-    config = Config(**vars(parser.instantiate(parser.parse_args(arguments))))
+    try:
+        parsed = parser.parse_args(arguments)
+    except Exception:  # jsonargparse raises argparse.ArgumentError, or what a type's constructor raises
+        for argument in arguments:  # one by one, to name the setting at fault
+            try:
+                parser.parse_args([argument])
+            except Exception as error:
+                key, value = argument[2:].split("=", 1)
+                expected = str(error).split("Expected ")[-1].split(". Got")[0].replace("\n", " ").strip()
+                raise ConfigError(f"{key}={value} has the wrong type; expected {expected}.") from error
+        raise
+    config = Config(**vars(parser.instantiate(parsed)))
     check(config)
     return config
 
