@@ -4,13 +4,14 @@ import torch
 from torch import nn
 
 import targetprop as tp
+from targetprop import plain
 
 ACTIVATIONS = ["elu", "relu", "leaky_relu", "tanh", "sigmoid", "gelu"]
 
 
 def odd_convolutions(activation="elu", bias=True, feedback="matched"):
     """Strided, dilated, grouped and padded convolutions; overlapping max and average pooling."""
-    act = tp.networks._activation
+    act = plain.activation_module
     return tp.pair(
         nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=1, bias=bias),

@@ -97,7 +97,7 @@ def test_jacobian_products_agree_with_autograd(name, activation):
     for layer, trace in net.leaf_traces(net.trace(x)[1]):
         e, h = torch.randn_like(trace.input), torch.randn_like(trace.output)
         with torch.no_grad():
-            jvp = layer.respond(trace, e)
+            jvp = layer.stage.jvp(trace.saved, layer.respond(e))
             vjp = layer.map.transpose(layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape)
         point = trace.input.detach().requires_grad_()
         (expected,) = torch.autograd.grad(layer(point), point, h)

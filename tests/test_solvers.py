@@ -9,6 +9,7 @@ import targetprop as tp
 from cases import make, symmetric
 from targetprop.analysis import jacobian_mismatch
 from targetprop.feedback.predictive import correction
+from targetprop.feedback.solver import taps
 
 
 def leaves_of(net, x):
@@ -30,22 +31,56 @@ def test_predictive_solver_learns_every_jacobian(name):
         assert jacobian_mismatch(layer, trace) < 0.05
 
 
-def test_predictive_solver_reports_the_mismatch_it_has():
-    net, x, _ = make("lenet")
-    torch.manual_seed(1)
-    x = torch.randn(256, *x.shape[1:], dtype=x.dtype)
+@pytest.mark.parametrize("name", ["lenet", "odd_convolutions"])
+def test_predictive_solver_reports_the_mismatch_it_has(name):
+    """‖r‖/‖a‖ is the mismatch of the linear maps' Jacobians, here formed in full."""
+    net, x, _ = make(name)
     for layer, trace in leaves_of(net, x):
+        point = torch.zeros_like(trace.input[:1])
+        theirs, ours = (
+            torch.autograd.functional.jacobian(lambda e, w=w, la=layer: la.map.apply(e, w), point).flatten()
+            for w in (layer.theta.detach(), layer.omega.detach())
+        )
         with torch.no_grad():
-            e = torch.randn_like(trace.input)
-            _, mismatch = correction(layer, trace, e, layer.respond(trace, e))
-        assert mismatch.item() == pytest.approx(jacobian_mismatch(layer, trace), rel=0.1)
+            e = torch.randn(2000, *trace.input.shape[1:], dtype=x.dtype)
+            _, mismatch = correction(layer, taps(layer, trace.input), e, layer.respond(e))
+        assert mismatch.item() == pytest.approx(((ours - theirs).norm() / theirs.norm()).item(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["lenet", "odd_convolutions", "resnet18"])
+def test_taps_count_the_outputs_that_each_weight_feeds(name):
+    net, x, _ = make(name)
+    for layer, trace in leaves_of(net, x):
+        use = taps(layer, trace.input)
+        weight = torch.zeros_like(layer.omega, requires_grad=True)
+        outputs = layer.map.apply(torch.ones_like(trace.input[:1]), weight)
+        (counts,) = torch.autograd.grad(outputs.sum(), weight)
+        torch.testing.assert_close(use.counts.expand_as(counts), counts)
+        assert use.fan_in == pytest.approx(counts.sum().item() / outputs.numel())
+        assert use.positions == outputs[0].numel() // len(weight)
+        assert use.counts.shape[:2] == (1, 1)  # every channel is used alike: one number a tap is kept
+
+
+def test_a_step_contracts_the_mismatch_as_predicted():
+    net, x, _ = make("mlp")
+    layer, trace = leaves_of(net, x)[0]
+    use = taps(layer, trace.input)
+    generator = torch.Generator().manual_seed(0)
+    factors = []
+    with torch.no_grad():
+        for _ in range(40):
+            e = torch.randn(4, *trace.input.shape[1:], dtype=x.dtype, generator=generator)
+            before = (layer.omega - layer.theta).norm()
+            layer.omega.add_(correction(layer, use, e, layer.respond(e))[0])
+            factors.append(((layer.omega - layer.theta).norm() / before).item())
+    assert sum(factors) / len(factors) == pytest.approx(use.contraction(4), rel=0.15)
 
 
 def test_correlation_error_falls_as_one_over_root_iterations():
     net, x, _ = make("simple_vgg")
     x = torch.randn(64, *x.shape[1:], dtype=x.dtype)
     layer, trace = leaves_of(net, x)[1]
-    solver = tp.feedback.CorrelationSolver(window=10**6, ridge=0.0)
+    solver = tp.feedback.CorrelationSolver(window=10**6)
     errors = {}
     with torch.no_grad():
         state, generator = {}, torch.Generator().manual_seed(0)
@@ -65,10 +100,10 @@ def test_omega_is_computed_from_responses_and_never_reads_theta():
         for layer, trace in leaves_of(net, x):
             with torch.no_grad():
                 e = torch.randn_like(trace.input)
-                response = layer.respond(trace, e)
-                expected, _ = correction(layer, trace, e, response)
+                response = layer.respond(e)
+                expected, _ = correction(layer, taps(layer, trace.input), e, response)
                 layer.theta.add_(torch.randn_like(layer.theta))
-                found, _ = correction(layer, trace, e, response)
+                found, _ = correction(layer, taps(layer, trace.input), e, response)
             assert torch.equal(found, expected)
             assert found.norm() > 0
 
@@ -78,7 +113,7 @@ def test_exact_feedback_is_a_fixed_point():
     for layer, trace in leaves_of(symmetric(net), x):
         with torch.no_grad():
             e = torch.randn_like(trace.input)
-            step, mismatch = correction(layer, trace, e, layer.respond(trace, e))
+            step, mismatch = correction(layer, taps(layer, trace.input), e, layer.respond(e))
         assert step.norm() < 1e-12 * layer.omega.norm()
         assert mismatch < 1e-12
 

@@ -37,6 +37,7 @@ class Activation:
         shift: (d, c, y) ↦ ψ(y + d) − ψ(y), written out so that a tiny d does not drown in rounding.
         monotone: ρ never decreases, so max pooling may choose its winners before or after ρ.
         needs_input: ρ′ cannot be told from y alone, so the forward pass keeps c.
+        off_zero: ρ(0) is not 0.
 
     """
 
@@ -47,6 +48,7 @@ class Activation:
     shift: Callable[[Tensor, Tensor | None, Tensor], Tensor]
     monotone: bool = True
     needs_input: bool = False
+    off_zero: bool = False
 
     def forward(self, c: Tensor) -> tuple[Tensor, Saved]:
         """ρ(c) and what the way back needs of this pass."""
@@ -152,10 +154,10 @@ def sigmoid() -> Activation:
         d = d.clamp(-y, 1.0 - y)
         return d * (y - y * y + d * (0.5 - y - d / 3.0))
 
-    return Activation("sigmoid", torch.sigmoid, lambda e, c, y: aten.sigmoid_backward(e, y), matched, shift)
+    return Activation("sigmoid", torch.sigmoid, lambda e, c, y: aten.sigmoid_backward(e, y), matched, shift, off_zero=True)
 
 
-def gated(name: str, rho: Callable[[Tensor], Tensor], monotone: bool = False) -> Activation:
+def gated(name: str, rho: Callable[[Tensor], Tensor], monotone: bool = False, off_zero: bool = False) -> Activation:
     """Any differentiable elementwise ρ, fed back through the gate ψ(r) = ρ′(c) ⊙ r; ρ′ comes from autograd."""
 
     def slope(e: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ def gated(name: str, rho: Callable[[Tensor], Tensor], monotone: bool = False) ->
         # detach: torch.func does not pull back through a tensor that an outer graph already tracks.
         return torch.func.vjp(rho, c.detach())[1](e)[0]
 
-    return Activation(name, rho, slope, slope, slope, monotone=monotone, needs_input=True)
+    return Activation(name, rho, slope, slope, slope, monotone=monotone, needs_input=True, off_zero=off_zero)
 
 
 def gelu(approximate: str = "none") -> Activation:
@@ -197,7 +199,7 @@ MODULES: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.Sigmoid: lambda module: sigmoid(),
     nn.GELU: lambda module: gelu(module.approximate),
     nn.SiLU: lambda module: silu(),
-    nn.Softplus: lambda module: gated("softplus", module.forward, monotone=True),
+    nn.Softplus: lambda module: gated("softplus", module.forward, monotone=True, off_zero=True),
     nn.Mish: lambda module: gated("mish", module.forward),
     nn.SELU: lambda module: gated("selu", F.selu, monotone=True),
     nn.CELU: lambda module: gated("celu", lambda c: F.celu(c, module.alpha), monotone=True),

@@ -1,13 +1,14 @@
-"""The command line: ``targetprop train | resume | evaluate | compare | data | presets``."""
+"""The command line: ``targetprop train | resume | sweep | evaluate | compare | bench | scaling | data | presets``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from rich.console import Console
@@ -17,6 +18,8 @@ from rich.table import Table
 from targetprop import PairingError, __version__
 from targetprop.analysis import figures, tables
 from targetprop.data import SOURCES, DataError, catalogue, fetch
+from targetprop.experiments import bench, scaling, sweep
+from targetprop.networks import NETWORKS
 from targetprop.training import checkpoint, config, runner
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import Config, ConfigError
@@ -70,7 +73,7 @@ def data_dir(args: argparse.Namespace) -> list[tuple[str, Any]]:
     return [("data.dir", args.data_dir)] if args.data_dir else []
 
 
-def follow(session: runner.Session) -> None:
+def follow(session: runner.Session, deadline: float = float("inf")) -> None:
     """Run with a progress bar, then draw and print the result."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
@@ -80,12 +83,25 @@ def follow(session: runner.Session) -> None:
         def tell(session: runner.Session, loss: float) -> None:
             bar.update(task, completed=session.progress.step, loss=loss)
 
-        result = runner.run(session, tell)
+        result = runner.run(session, tell, deadline)
     figures.draw_runs({session.folder.name: read_metrics(session.folder / "metrics.jsonl")}, session.folder / "curves.png")
     console.print(
         f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
         f"{1000 * result['seconds_per_step']:.1f} ms per step"
     )
+
+
+def sweep_command(args: argparse.Namespace, words: list[str]) -> None:
+    """Train presets over several seeds, or go on with that; then print and write the table."""
+    deadline = time.monotonic() + 60 * args.minutes
+    folder = writable(args.out)
+    found = sweep.cells(args.presets, args.seeds, [*overrides(words), *data_dir(args)], folder)
+    for cell in found:
+        sweep.run_cell(cell, lambda session: follow(session, deadline))
+    table = Table(*sweep.HEADINGS)
+    for line in sweep.write(found, folder):
+        table.add_row(*sweep.row(line))
+    console.print(table)
 
 
 def evaluate(args: argparse.Namespace, words: list[str]) -> None:
@@ -142,6 +158,75 @@ def compare(args: argparse.Namespace, words: list[str]) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{args.out} cannot be written ({error}); give another --out, ending in .png or .pdf.") from error
     console.print(f"picture: {args.out}")
+
+
+def bench_command(args: argparse.Namespace, words: list[str]) -> None:
+    """Time algorithms side by side; write JSON, a table and a plot."""
+    if words:
+        raise ConfigError(f"unexpected '{words[0]}'; see targetprop bench --help.")
+    for name in args.contenders:
+        bench.solver_settings(bench.split_name(name)[1])
+    for key, least in (("batch_size", 1), ("steps", 10), ("warmup", 1)):
+        if getattr(args, key) < least:
+            raise ConfigError(f"--{key.replace('_', '-')} {getattr(args, key)} is too small; give at least {least}.")
+    out = writable(args.out)
+    dataset = catalogue.load(args.data, Path(args.data_dir) if args.data_dir else None)
+    shared = {key: getattr(args, key) for key in ("batch_size", "device", "precision", "memory_format", "threads", "lr")}
+    settings = [bench.Setting(name, tuple(args.channels) if args.channels else None, **shared) for name in args.networks]
+    if len(settings) > 1 and args.channels:
+        raise ConfigError("--channels are those of one network; give one of --networks.")
+    for setting in settings:
+        bench.check(args.contenders, setting, dataset)
+    results = {}
+    for setting in settings:
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
+            task = bar.add_task(setting.network, total=bench.total_steps(args.contenders, args.warmup, args.steps))
+
+            def tell(name: str, steps: int, bar: Progress = bar, task: Any = task, network: str = setting.network) -> None:
+                bar.update(task, advance=steps, description=f"{network} {name}")
+
+            found = bench.bench(args.contenders, setting, dataset, args.warmup, args.steps, not args.no_memory, tell)
+        results[setting.network] = found
+        table = Table(*bench.HEADINGS, title=setting.network)
+        for row in found:
+            table.add_row(*bench.cells(row))
+        console.print(table)
+    bench.write(results, settings, args.warmup, out)
+    console.print(f"{out / 'bench.json'}, {out / 'bench.md'}, {out / 'bench.png'}")
+
+
+def scaling_command(args: argparse.Namespace, words: list[str]) -> None:
+    """Time and memory along depth, width, batch and noise samples."""
+    if words:
+        raise ConfigError(f"unexpected '{words[0]}'; see targetprop scaling --help.")
+    shared = bench.Setting(device=args.device, threads=args.threads)
+    out = writable(args.out)
+    dataset = catalogue.load(args.data, Path(args.data_dir) if args.data_dir else None)
+    total = sum(len(scaling.AXES[axis]) for axis in args.axes)
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("scaling", total=total)
+
+        def tell(name: str, steps: int) -> None:
+            bar.update(task, advance=steps, description=name)
+
+        found = scaling.scaling(args.axes, shared, dataset, args.steps, tell=tell)
+    scaling.write(found, shared, out)
+    console.print(f"{out / 'scaling.json'}, {out / 'scaling.md'}, {out / 'scaling.png'}")
+
+
+def writable(name: str) -> Path:
+    """The folder ``name``, made if need be.
+
+    Raises:
+        ConfigError: it cannot be made.
+
+    """
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
+    return folder
 
 
 def data_command(args: argparse.Namespace, words: list[str]) -> None:
@@ -232,6 +317,12 @@ def parser() -> argparse.ArgumentParser:
     p = add("resume", resume, "Go on with a run from its last checkpoint.")
     p.add_argument("run", help="the run's folder")
     p.add_argument("--data-dir", help="where data sets lie")
+    p = add("sweep", sweep_command, "Train presets over several seeds; run it again to go on where it was interrupted.")
+    p.add_argument("presets", nargs="+", help="presets or YAML files, the one to compare with first")
+    p.add_argument("--seeds", type=int, default=3, help="0, 1, ... up to so many")
+    p.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after so many minutes")
+    p.add_argument("--out", default="sweep", help="the folder of the runs, sweep.json and sweep.md")
+    p.add_argument("--data-dir", help="where data sets lie")
     p = add("evaluate", evaluate, "Test a run's weights.")
     p.add_argument("run", help="the run's folder")
     p.add_argument("--weights", choices=("best", "last"), default="last", help="which checkpoint")
@@ -240,6 +331,30 @@ def parser() -> argparse.ArgumentParser:
     p = add("compare", compare, "Print a table of runs and draw them into one picture.")
     p.add_argument("runs", nargs="+", help="run folders")
     p.add_argument("--out", default="comparison.png", help="the picture to write")
+    p = add("bench", bench_command, "Time algorithms side by side: speed, memory, angle to the backprop gradient.")
+    p.add_argument("contenders", nargs="*", default=["plain", "backprop", "ldrl", "untracked"], help=bench.describe())
+    p.add_argument("--networks", nargs="+", default=["simple_vgg"], choices=list(NETWORKS), help="what they train")
+    p.add_argument("--channels", nargs="+", type=int, help="widths of the network, if there is one")
+    p.add_argument("--batch-size", type=int, default=128)
+    p.add_argument("--lr", type=float, default=0.05, help="of SGD with momentum 0.9 and weight decay 1e-4")
+    p.add_argument("--warmup", type=int, default=50, help="untimed steps of each contender")
+    p.add_argument("--steps", type=int, default=100, help="timed steps of each contender, in turns of 10")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--precision", choices=get_args(config.Precision), default="float32")
+    p.add_argument("--memory-format", choices=get_args(config.MemoryFormat), default="auto")
+    p.add_argument("--threads", type=int, help="CPU threads; default torch's choice")
+    p.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    p.add_argument("--data", choices=list(SOURCES), default="cifar10", help="the images")
+    p.add_argument("--data-dir", help="where data sets lie")
+    p.add_argument("--out", default="bench", help="the folder for bench.json, bench.md, bench.png")
+    p = add("scaling", scaling_command, "Time and memory of L-DRL and backprop along depth, width, batch and noise samples.")
+    p.add_argument("--axes", nargs="+", choices=list(scaling.AXES), default=list(scaling.AXES))
+    p.add_argument("--steps", type=int, default=30, help="timed steps of each at each point, in turns of 10")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--threads", type=int, help="CPU threads; default torch's choice")
+    p.add_argument("--data", choices=list(SOURCES), default="cifar10", help="the images")
+    p.add_argument("--data-dir", help="where data sets lie")
+    p.add_argument("--out", default="scaling", help="the folder for scaling.json, scaling.md, scaling.png")
     p = add("data", data_command, "List, fetch or check data sets.")
     p.add_argument("what", choices=("list", "fetch", "check"))
     p.add_argument("name", nargs="?", help="a data set")

@@ -10,7 +10,7 @@ explicit operator on tensors without a graph; only ``forward`` is differentiable
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +37,6 @@ class Trace:
     output: Tensor
     saved: tuple
 
-    def narrow(self, start: int, count: int) -> Trace:
-        """The same pass of ``count`` samples of the batch from ``start`` on."""
-
-        def cut(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.narrow(0, start, count)
-            return tuple(map(cut, value)) if type(value) is tuple else value
-
-        return Trace(cut(self.input), cut(self.output), cut(self.saved))
-
 
 @dataclass(frozen=True)
 class ResidualTrace:
@@ -61,7 +51,11 @@ class ResidualTrace:
 Rule = Callable[["Layer", Trace, Tensor], Tensor]
 """(layer, its trace, difference d at its output) ↦ difference at its input."""
 
-Targets = Generator[tuple["Layer", Trace, Tensor], None, Tensor | None]
+Learn = Callable[["Layer", Trace, Tensor], Any]
+"""(layer, its trace, difference d at its output) ↦ what the layer learns from it."""
+
+Gradients = tuple[Tensor, Tensor | None]
+"""On θ and on b, where the layer has one."""
 
 
 class FeedbackMap(nn.Module):
@@ -131,9 +125,9 @@ class Layer(nn.Module):
         """A_ωᵀ z, shaped ``shape``; the bias b_ω cancels in differences and is left out."""
         return self.map.transpose(z, self.omega, shape)
 
-    def respond(self, trace: Trace, e: Tensor) -> Tensor:
-        """J_F e = S′ A_θ e: the layer's own response to a small perturbation e of its input."""
-        return self.stage.jvp(trace.saved, self.map.apply(e, self.theta))
+    def respond(self, e: Tensor) -> Tensor:
+        """A_θ e: how the layer's own pre-activation responds to a perturbation e of its input, of any size."""
+        return self.map.apply(e, self.theta)
 
     def difference(self, trace: Trace, d: Tensor) -> Tensor:
         """G(s + d) − G(s), the difference correction (Lee et al. 2015); one feedback map for both terms."""
@@ -146,25 +140,31 @@ class Layer(nn.Module):
         # A feedback bias has one entry per input channel: conv (B, C, ...) and linear (..., C) alike.
         return r if b is None else r + along(b, self.map.bias_dim, r.dim())
 
-    def update(self, trace: Trace, e: Tensor, tracking: bool = False) -> None:
-        """Add to ``.grad`` of θ and b the gradient of ⟨e, F(x)⟩, x fixed; when ``tracking``, add θ's to ω's as well.
+    def gradients(self, trace: Trace, e: Tensor, scale: float = 1.0) -> Gradients:
+        """``scale`` times the gradient of ⟨e, F(x)⟩ on θ and b, x fixed.
 
-        With e = (s − t)/(βB) this is the layer's local loss ½‖F(x) − t‖² (Ernoult et al. 2022), batch mean, over β.
+        With e = t − s and scale = −1/(βB) this is the gradient of the layer's local loss ½‖F(x) − t‖² (Ernoult et al. 2022),
+        batch mean, over β.
         """
         e = self.stage.vjp(trace.saved, e)
+        bias = None if self.bias is None else sum_to_bias(e, self.map.bias_dim) * scale
+        return self.map.correlate(e, trace.input, self.theta.shape) * scale, bias
+
+    def accumulate(self, gradients: Gradients, tracking: bool = False) -> None:
+        """Add ``gradients`` to ``.grad`` of θ and b; when ``tracking``, θ's to that of ω as well."""
+        gradient, bias = gradients
         if self.theta.requires_grad:
-            gradient = self.map.correlate(e, trace.input, self.theta.shape)
             if tracking and self.feedback_map is not None:
                 # A copy: gradient clipping and loss scaling write into .grad.
                 accumulate(self.omega, gradient.clone())
             accumulate(self.theta, gradient)
-        if self.bias is not None and self.bias.requires_grad:
-            accumulate(self.bias, sum_to_bias(e, self.map.bias_dim))
+        if self.bias is not None and bias is not None and self.bias.requires_grad:
+            accumulate(self.bias, bias)
 
-    def targets(self, trace: Trace, d: Tensor, rule: Rule) -> Targets:
-        """Yield (layer, trace, d), then return the difference at the input; None where no target is needed."""
-        yield self, trace, d
-        return rule(self, trace, d) if self.feedback_map is not None else None
+    def targets(self, trace: Trace, d: Tensor, rule: Rule, learn: Learn) -> tuple[Tensor | None, list[Any]]:
+        """The difference at the input, None where no target is needed, and what ``learn`` made of d."""
+        learned = learn(self, trace, d)
+        return (None if self.feedback_map is None else rule(self, trace, d)), [learned]
 
     def leaves(self) -> Iterator[Layer]:
         """The layer itself."""
@@ -207,12 +207,12 @@ class Residual(nn.Module):
         s, saved = self.stage.forward(a + b)
         return ResidualTrace(branch, shortcut, s, saved)
 
-    def targets(self, trace: ResidualTrace, d: Tensor, rule: Rule) -> Targets:
-        """Yield the layers of the branch, then of the shortcut, each with its difference; return the summed difference."""
+    def targets(self, trace: ResidualTrace, d: Tensor, rule: Rule, learn: Learn) -> tuple[Tensor | None, list[Any]]:
+        """The summed difference at the input, and what ``learn`` made of the difference of every layer."""
         d = self.stage.difference(trace.saved, trace.output, d)
-        a = yield from chain_targets(self.branch, trace.branch, d, rule)
-        b = yield from chain_targets(self.shortcut, trace.shortcut, d, rule)
-        return None if a is None or b is None else a + b
+        a, learned = chain_targets(self.branch, trace.branch, d, rule, learn)
+        b, beside = chain_targets(self.shortcut, trace.shortcut, d, rule, learn)
+        return (None if a is None or b is None else a + b), learned + beside
 
     def leaves(self) -> Iterator[Layer]:
         """The layers of the branch, then of the shortcut."""
@@ -233,13 +233,16 @@ def trace_chain(blocks: Iterable[Any], x: Tensor) -> tuple[list[Any], Tensor]:
     return traces, x
 
 
-def chain_targets(blocks: Iterable[Any], traces: Sequence[Any], d: Tensor | None, rule: Rule) -> Targets:
-    """Carry the difference d down ``blocks``, yielding (layer, trace, difference) from the last layer to the first."""
+def chain_targets(
+    blocks: Iterable[Any], traces: Sequence[Any], d: Tensor | None, rule: Rule, learn: Learn
+) -> tuple[Tensor | None, list[Any]]:
+    """Carry d down ``blocks``; the difference at their input, and what every layer learned, first layer first."""
+    learned: list[Any] = []
     for block, trace in zip(reversed(list(blocks)), reversed(traces), strict=True):
-        if d is None:
-            break
-        d = yield from block.targets(trace, d, rule)
-    return d
+        if d is not None:
+            d, found = block.targets(trace, d, rule, learn)
+            learned = found + learned
+    return d, learned
 
 
 def feedback_sizes(module: nn.Module) -> tuple[int, int]:
@@ -259,6 +262,6 @@ def feedback_sizes(module: nn.Module) -> tuple[int, int]:
 def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
     """Add ``gradient`` to ``parameter.grad``, as ``Tensor.backward`` does."""
     if parameter.grad is None:
-        parameter.grad = gradient
+        parameter.grad = gradient.to(parameter.dtype)
     else:
         parameter.grad += gradient

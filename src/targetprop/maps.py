@@ -118,6 +118,37 @@ class AutogradMap:
         return torch.func.vjp(lambda w: self.function(x, w), e.new_zeros(tuple(shape)))[1](e)[0]
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """The products of another map in a shorter floating-point format, such as bfloat16; weights keep theirs.
+
+    Attributes:
+        inner: the map.
+        dtype: of operands and results; sums run as wide as the device's kernels sum.
+
+    """
+
+    inner: LinearMap
+    dtype: torch.dtype
+
+    @property
+    def bias_dim(self) -> int:
+        """As that of the map."""
+        return self.inner.bias_dim
+
+    def apply(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """A_w x + b."""
+        return self.inner.apply(x.to(self.dtype), w.to(self.dtype), None if b is None else b.to(self.dtype))
+
+    def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+        """A_wᵀ e, shaped ``shape``."""
+        return self.inner.transpose(e.to(self.dtype), w.to(self.dtype), shape)
+
+    def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """∂⟨e, A_w x⟩/∂w, shaped ``shape``."""
+        return self.inner.correlate(e.to(self.dtype), x.to(self.dtype), shape)
+
+
 def along(b: Tensor, dim: int, dims: int) -> Tensor:
     """The vector b shaped to broadcast along dimension ``dim`` of an array with ``dims`` dimensions."""
     return b.view([-1 if i == dim % dims else 1 for i in range(dims)])

@@ -1,43 +1,17 @@
-"""The networks of the paper and a plain perceptron, for any input shape.
+"""The networks of the paper and a plain perceptron, paired with feedback, for any input shape.
 
 All share one signature: ``name(in_shape, classes, channels=..., activation="elu", bias=True, feedback="matched")``.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
-from torch import nn
-
-from targetprop import activations
+from targetprop import plain
 from targetprop.activations import Feedback
-from targetprop.pairing import Network, Sum, pair
+from targetprop.pairing import Network, pair
 
 Shape = Sequence[int]
-
-_MODULES: dict[str, type[nn.Module]] = {
-    "identity": nn.Identity,
-    "elu": nn.ELU,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
-
-
-def _activation(name: str) -> nn.Module:
-    activations.get(name)  # its error names the nearest activation
-    return _MODULES[name]()
-
-
-def _image(in_shape: Shape) -> tuple[int, int, int]:
-    if len(in_shape) != 3 or min(in_shape) < 1:
-        raise ValueError(f"in_shape {tuple(in_shape)} is not an image; give (channels, height, width), all positive.")
-    return in_shape[0], in_shape[1], in_shape[2]
 
 
 def mlp(
@@ -49,11 +23,7 @@ def mlp(
     feedback: Feedback = "matched",
 ) -> Network:
     """A perceptron with hidden layers of the widths ``channels``; inputs of any shape are flattened."""
-    widths = [math.prod(in_shape), *channels]
-    modules: list[nn.Module] = [nn.Flatten()]
-    for a, b in itertools.pairwise(widths):
-        modules += [nn.Linear(a, b, bias), _activation(activation)]
-    return pair(nn.Sequential(*modules, nn.Linear(widths[-1], classes, bias)), feedback)
+    return pair(plain.mlp(in_shape, classes, channels, activation, bias), feedback)
 
 
 def lenet(
@@ -68,16 +38,7 @@ def lenet(
 
     ``channels`` are the widths of the two convolutions and of the hidden linear layer.
     """
-    c, height, width = _image(in_shape)
-    if len(channels) != 3:
-        raise ValueError(f"lenet takes 3 channels (two convolutions, one hidden linear layer), got {tuple(channels)}.")
-    modules: list[nn.Module] = []
-    for out in channels[:2]:
-        modules += [nn.Conv2d(c, out, 5, padding=2, bias=bias), _activation(activation), nn.MaxPool2d(3, 2, 1)]
-        c, height, width = out, (height + 1) // 2, (width + 1) // 2
-    hidden = nn.Linear(c * height * width, channels[2], bias)
-    modules += [nn.Flatten(), hidden, _activation(activation), nn.Linear(channels[2], classes, bias)]
-    return pair(nn.Sequential(*modules), feedback)
+    return pair(plain.lenet(in_shape, classes, channels, activation, bias), feedback)
 
 
 def simple_vgg(
@@ -92,15 +53,19 @@ def simple_vgg(
 
     A block pools only where both sides of its input are at least 2, so that small images pass.
     """
-    c, height, width = _image(in_shape)
-    modules: list[nn.Module] = []
-    for out in channels:
-        modules += [nn.Conv2d(c, out, 3, padding=1, bias=bias), _activation(activation)]
-        if min(height, width) >= 2:
-            modules.append(nn.MaxPool2d(2))
-            height, width = height // 2, width // 2
-        c = out
-    return pair(nn.Sequential(*modules, nn.Flatten(), nn.Linear(c * height * width, classes, bias)), feedback)
+    return pair(plain.simple_vgg(in_shape, classes, channels, activation, bias), feedback)
+
+
+def chain(
+    in_shape: Shape,
+    classes: int,
+    channels: Sequence[int] = (64,) * 8,
+    activation: str = "elu",
+    bias: bool = True,
+    feedback: Feedback = "matched",
+) -> Network:
+    """A chain of 3×3 convolutions of stride 1, the first of stride 2; then the mean over positions and a linear layer."""
+    return pair(plain.chain(in_shape, classes, channels, activation, bias), feedback)
 
 
 def resnet18(
@@ -112,7 +77,7 @@ def resnet18(
     feedback: Feedback = "matched",
 ) -> Network:
     """ResNet-18 in its CIFAR form, without batch normalisation: 3×3 stem, 2 basic blocks a stage (He et al. 2016)."""
-    return _resnet(in_shape, classes, channels, (2, 2, 2, 2), activation, bias, feedback)
+    return pair(plain.resnet18(in_shape, classes, channels, activation, bias), feedback)
 
 
 def resnet34(
@@ -124,38 +89,14 @@ def resnet34(
     feedback: Feedback = "matched",
 ) -> Network:
     """ResNet-34 in its CIFAR form, without batch normalisation: 3, 4, 6, 3 basic blocks a stage (He et al. 2016)."""
-    return _resnet(in_shape, classes, channels, (3, 4, 6, 3), activation, bias, feedback)
+    return pair(plain.resnet34(in_shape, classes, channels, activation, bias), feedback)
 
 
-def _resnet(
-    in_shape: Shape,
-    classes: int,
-    channels: Sequence[int],
-    depths: Sequence[int],
-    activation: str,
-    bias: bool,
-    feedback: Feedback,
-) -> Network:
-    if len(channels) != len(depths):
-        raise ValueError(f"a ResNet has {len(depths)} stages, got the channels {tuple(channels)}.")
-    modules: list[nn.Module] = [
-        nn.Conv2d(_image(in_shape)[0], channels[0], 3, padding=1, bias=bias),
-        _activation(activation),
-    ]
-    c = channels[0]
-    for stage, (out, depth) in enumerate(zip(channels, depths, strict=True)):
-        for i in range(depth):
-            stride = 2 if stage > 0 and i == 0 else 1
-            branch = nn.Sequential(
-                nn.Conv2d(c, out, 3, stride, 1, bias=bias),
-                _activation(activation),
-                nn.Conv2d(out, out, 3, padding=1, bias=bias),
-            )
-            shortcut = None if stride == 1 and c == out else nn.Conv2d(c, out, 1, stride, bias=bias)
-            modules += [Sum(branch, shortcut), _activation(activation)]
-            c = out
-    modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, classes, bias)]
-    return pair(nn.Sequential(*modules), feedback)
-
-
-NETWORKS = {"mlp": mlp, "lenet": lenet, "simple_vgg": simple_vgg, "resnet18": resnet18, "resnet34": resnet34}
+NETWORKS = {
+    "mlp": mlp,
+    "lenet": lenet,
+    "simple_vgg": simple_vgg,
+    "chain": chain,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+}

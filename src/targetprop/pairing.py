@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from targetprop import activations, maps, pooling
 from targetprop.activations import Feedback
-from targetprop.layers import Layer, Residual, ResidualTrace, Rule, Trace, chain_targets, trace_chain
+from targetprop.layers import Layer, Learn, Residual, ResidualTrace, Rule, Trace, chain_targets, trace_chain
 from targetprop.stages import Stage, Step
 
 
@@ -79,12 +80,19 @@ class Network(nn.Module):
         x, _ = self.entry.forward(x)
         for block in self.blocks:
             x = block(x)
-        return x
+        return at_least_float32(x)
 
     def trace(self, x: Tensor) -> tuple[Tensor, list[Trace | ResidualTrace]]:
         """The logits and every block's trace."""
         traces, logits = trace_chain(self.blocks, self.entry.forward(x)[0])
-        return logits, traces
+        return at_least_float32(logits), traces
+
+    def compute_in(self, dtype: torch.dtype) -> Network:
+        """Run every linear map's products in ``dtype``, such as ``torch.bfloat16``; weights, logits and loss keep theirs."""
+        for layer in self.layers:
+            inner = layer.map.inner if isinstance(layer.map, maps.Reduced) else layer.map
+            layer.map = maps.Reduced(inner, dtype)
+        return self
 
     def leaf_traces(self, traces: Sequence[Trace | ResidualTrace]) -> list[tuple[Layer, Trace]]:
         """Every layer with its trace, in the order of ``layers``."""
@@ -92,15 +100,21 @@ class Network(nn.Module):
         return [leaf for block, trace in pairs for leaf in block.leaf_traces(trace)]  # type: ignore[operator]
 
     def targets(
-        self, traces: Sequence[Trace | ResidualTrace], d: Tensor, rule: Rule = Layer.difference
-    ) -> Iterator[tuple[Layer, Trace, Tensor]]:
-        """Carry the output's difference d = tᴺ − sᴺ down the network.
+        self, traces: Sequence[Trace | ResidualTrace], d: Tensor, learn: Learn, rule: Rule = Layer.difference
+    ) -> list[Any]:
+        """Carry the output's difference d = tᴺ − sᴺ down the network by ``rule``.
 
-        Yields:
-            (layer, trace, tⁿ − sⁿ) from the last layer to the first, each before the next is computed.
+        Returns:
+            what ``learn`` made of (layer, trace, tⁿ − sⁿ), in the order of ``layers``. Each layer learns before the next
+            difference is computed, so that one at a time is held.
 
         """
-        return chain_targets(self.blocks, traces, d, rule)
+        return chain_targets(self.blocks, traces, d, rule, learn)[1]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, widened to float32 if it is in a shorter format: a loss needs the digits."""
+    return x.float() if torch.finfo(x.dtype).bits < 32 else x
 
 
 def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:

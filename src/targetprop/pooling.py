@@ -19,6 +19,7 @@ from targetprop.activations import Feedback
 
 aten = torch.ops.aten
 Pair = tuple[int, int]
+Winners = tuple[Tensor, Size, torch.memory_format]
 
 
 def pair(value: int | Sequence[int]) -> Pair:
@@ -26,9 +27,17 @@ def pair(value: int | Sequence[int]) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def like(e: Tensor, shape: Sequence[int]) -> Tensor:
-    """A stand-in with the batch of ``e`` and the given other sizes; torch's pooling gradients read its shape only."""
-    return e.new_empty(1).expand(e.shape[0], *shape)
+def memory_format(x: Tensor) -> torch.memory_format:
+    """``torch.channels_last`` for an image whose channels lie innermost, else ``torch.contiguous_format``."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def like(e: Tensor, shape: Sequence[int], form: torch.memory_format) -> Tensor:
+    """A stand-in for an array of this shape and format with the batch of ``e``: torch's pooling gradients read no more."""
+    if form == torch.contiguous_format:
+        return e.new_empty(1).expand(e.shape[0], *shape)
+    return torch.empty((e.shape[0], *shape), dtype=e.dtype, device=e.device, memory_format=form)
 
 
 @dataclass(frozen=True)
@@ -41,33 +50,35 @@ class MaxPool:
     dilation: Pair
     ceil_mode: bool
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Size]]:
-        """The windows' maxima; saved are (winners, shape of a sample)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Winners]:
+        """The windows' maxima; saved are (winners, shape of a sample, memory format)."""
         y, winners = F.max_pool2d(
             x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, return_indices=True
         )
-        return y, (winners, x.shape[1:])
+        return y, (winners, x.shape[1:], memory_format(x))
 
-    def jvp(self, saved: tuple[Tensor, Size], v: Tensor) -> Tensor:
+    def jvp(self, saved: Winners, v: Tensor) -> Tensor:
         """P v: the entries of v at the winners."""
         winners = saved[0]
         return v.flatten(2).gather(2, winners.flatten(2)).view(winners.shape)
 
-    def vjp(self, saved: tuple[Tensor, Size], e: Tensor) -> Tensor:
+    def vjp(self, saved: Winners, e: Tensor) -> Tensor:
         """Pᵀ e: scatter to the winners, adding where windows share one."""
-        winners, shape = saved
+        winners, shape, form = saved
         geometry = (self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
-        return aten.max_pool2d_with_indices_backward(e.contiguous(), like(e, shape), *geometry, winners)
+        return aten.max_pool2d_with_indices_backward(
+            e.contiguous(memory_format=form), like(e, shape, form), *geometry, winners
+        )
 
-    def difference(self, saved: tuple[Tensor, Size], d: Tensor) -> Tensor:
+    def difference(self, saved: Winners, d: Tensor) -> Tensor:
         """Pᵀ d."""
         return self.vjp(saved, d)
 
-    def lift(self, saved: tuple[Tensor, Size], t: Tensor, kind: Feedback) -> Tensor:
+    def lift(self, saved: Winners, t: Tensor, kind: Feedback) -> Tensor:
         """Pᵀ t, or max-unpooling when mirrored."""
         if kind == "matched":
             return self.vjp(saved, t)
-        winners, shape = saved
+        winners, shape, _ = saved
         return F.max_unpool2d(t, winners, self.kernel, self.stride, self.padding, output_size=shape[-2:])
 
 
@@ -102,10 +113,11 @@ class AvgPool:
 
     def vjp(self, saved: tuple[Tensor], e: Tensor) -> Tensor:
         """Pᵀ e."""
-        x = like(e, saved[0].shape[1:])
+        form = memory_format(saved[0])
+        x, e = like(e, saved[0].shape[1:], form), e.contiguous(memory_format=form)
         if self.output:
-            return aten._adaptive_avg_pool2d_backward(e.contiguous(), x)
-        return aten.avg_pool2d_backward(e.contiguous(), x, *self.geometry)
+            return aten._adaptive_avg_pool2d_backward(e, x)
+        return aten.avg_pool2d_backward(e, x, *self.geometry)
 
     def difference(self, saved: tuple[Tensor], d: Tensor) -> Tensor:
         """Pᵀ d."""
@@ -126,23 +138,24 @@ class Flatten:
     start: int = 1
     end: int = -1
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Size]]:
-        """Flattened x; saved is the shape of a sample."""
-        return x.flatten(self.start, self.end), (x.shape[1:],)
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Size, torch.memory_format]]:
+        """Flattened x; saved are the shape of a sample and the memory format, which the way back restores."""
+        return x.flatten(self.start, self.end), (x.shape[1:], memory_format(x))
 
-    def jvp(self, saved: tuple[Size], v: Tensor) -> Tensor:
+    def jvp(self, saved: tuple[Size, torch.memory_format], v: Tensor) -> Tensor:
         """Flattened v."""
         return v.flatten(self.start, self.end)
 
-    def vjp(self, saved: tuple[Size], e: Tensor) -> Tensor:
+    def vjp(self, saved: tuple[Size, torch.memory_format], e: Tensor) -> Tensor:
         """e in the shape before flattening."""
-        return e.reshape(e.shape[0], *saved[0])
+        shape, form = saved
+        return e.reshape(e.shape[0], *shape).contiguous(memory_format=form)
 
-    def difference(self, saved: tuple[Size], d: Tensor) -> Tensor:
+    def difference(self, saved: tuple[Size, torch.memory_format], d: Tensor) -> Tensor:
         """d in the shape before flattening."""
         return self.vjp(saved, d)
 
-    def lift(self, saved: tuple[Size], t: Tensor, kind: Feedback) -> Tensor:
+    def lift(self, saved: tuple[Size, torch.memory_format], t: Tensor, kind: Feedback) -> Tensor:
         """t in the shape before flattening."""
         return self.vjp(saved, t)
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from targetprop.activations import Activation, Feedback
-from targetprop.pooling import MaxPool
+from targetprop.pooling import AvgPool, MaxPool
 
 
 class Step(Protocol):
@@ -58,6 +58,28 @@ def pool_first(steps: tuple[Step, ...]) -> tuple[Step, ...]:
             ordered[j - 1], ordered[j] = ordered[j], before
             j -= 1
     return tuple(ordered)
+
+
+def lift_order(steps: tuple[Step, ...], kind: Feedback) -> tuple[int, ...]:
+    """The order in which the feedback path runs through the steps: backwards.
+
+    Mirror feedback activates before it unpools where that computes the same on a fraction of the units: replication commutes
+    with any elementwise function, max-unpooling with one that maps 0 to 0.
+    """
+    order = list(reversed(range(len(steps))))
+    if kind == "matched":
+        return tuple(order)
+
+    def commutes(pool: Step, step: Step) -> bool:
+        routes = isinstance(pool, AvgPool) or (isinstance(pool, MaxPool) and not getattr(step, "off_zero", True))
+        return routes and isinstance(step, Activation)
+
+    for i in range(1, len(order)):
+        j = i
+        while j > 0 and commutes(steps[order[j - 1]], steps[order[j]]):
+            order[j - 1], order[j] = order[j], order[j - 1]
+            j -= 1
+    return tuple(order)
 
 
 @dataclass(frozen=True)
@@ -100,8 +122,8 @@ class Stage:
 
     def lift(self, saved: tuple, t: Tensor) -> Tensor:
         """R(t)."""
-        for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
-            t = step.lift(kept, t, self.kind)
+        for i in lift_order(self.steps, self.kind):
+            t = self.steps[i].lift(saved[i], t, self.kind)
         return t
 
     def difference(self, saved: tuple, s: Tensor, d: Tensor) -> Tensor:

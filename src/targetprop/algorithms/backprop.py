@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Algorithm, Report
+from targetprop.algorithms.base import Algorithm, Loss, Report
+from targetprop.pairing import Network
 
 
 class Backprop(Algorithm):
@@ -16,9 +20,18 @@ class Backprop(Algorithm):
 
     """
 
+    def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
+        """As for every algorithm."""
+        super().__init__(net, loss, label_smoothing)
+        self._forward: Callable[[Tensor], Tensor] = net
+
+    def compile(self, mode: str | None = None) -> None:
+        """Let torch.compile fuse both passes."""
+        self._forward = torch.compile(self.net, mode=mode)  # type: ignore[assignment]
+
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Add the gradient of the batch-mean loss to ``.grad`` of θ."""
-        logits = self.net(x)
+        logits = self._forward(x)
         loss = self.loss(logits, y)
         loss.backward()
         return Report(loss.detach(), logits.detach())

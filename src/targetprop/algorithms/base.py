@@ -60,6 +60,10 @@ class Algorithm(ABC):
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Add to ``.grad`` an estimate of the gradient of the batch-mean loss, after training the feedback path, if any."""
 
+    @abstractmethod
+    def compile(self, mode: str | None = None) -> None:
+        """Run the passes through torch.compile from now on; ``mode`` is torch's."""
+
     def state_dict(self) -> dict[str, Any]:
         """All that the algorithm remembers between calls beside the network's weights."""
         return {}

@@ -11,8 +11,9 @@ from torch import Tensor
 from targetprop.algorithms.base import Algorithm, Loss, Report, generator_on, output_error
 from targetprop.algorithms.tracking import TrackingWatch
 from targetprop.feedback import FeedbackReport, PredictiveSolver, Solver
-from targetprop.layers import Layer, Trace
+from targetprop.layers import Gradients, Layer, Trace
 from targetprop.pairing import Network
+from targetprop.streams import Beside, Reading
 
 
 class LDRL(Algorithm):
@@ -66,48 +67,75 @@ class LDRL(Algorithm):
         self.feedback_state: dict[str, dict[str, Any]] = {}
         self._generator = generator_on(next(net.parameters()).device, seed)
         self._watch = TrackingWatch(net) if self.solver.tracking else None
+        self._reading = Reading({})
+        self._trace, self._targets = net.trace, net.targets
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Train the feedback path on the batch, then add the estimate of the loss gradient to ``.grad`` of θ.
 
-        With a tracking solver ω receives the same ``.grad`` as its θ.
+        With a tracking solver ω receives the same increments of ``.grad`` as its θ.
         """
         if self._watch:
             self._watch.check()
-        logits, traces = self.net.trace(x)
+        logits, traces = self._trace(x)
         feedback = self.train_feedback(self.net.leaf_traces(traces))  # (a)
         loss, error = output_error(self.loss, logits, y)
-        for layer, trace, difference in self.net.targets(traces, -self.beta * error, self.feed_back):  # (b)
-            self.learn(layer, trace, difference)  # (c)
+        learned = self._targets(traces, -self.beta * error, self.learn, self.feed_back)  # (b), (c)
+        for layer, gradients in zip(self.net.layers, learned, strict=True):
+            layer.accumulate(gradients, self.solver.tracking)
         if self._watch:
             self._watch.record()
         return Report(loss, logits, feedback)
 
     def train_feedback(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
         """(a): one call of the solver for every layer with feedback; the layers are independent."""
+        self.settle()
         reports: dict[str, FeedbackReport] = {}
+        beside = Beside(leaves[0][1].input.device)
         for name, (layer, trace) in zip(self.net.names, leaves, strict=True):
             if layer.feedback_map is not None:
                 state = self.feedback_state.setdefault(name, {})
-                reports[name] = self.solver.train(len(reports), layer, trace, state, self._generator)
+                with beside.piece():
+                    reports[name] = self.solver.train(len(reports), layer, trace, state, self._generator)
+        beside.join()
+        probed = {name: r.mismatch for name, r in reports.items() if r.iterations and r.mismatch is not None}
+        self._reading = Reading(probed)
         return reports
+
+    def settle(self) -> None:
+        """Hand every solver the mismatch that its last probe found, on its way to the host since."""
+        for name, mismatch in self._reading.floats().items():
+            self.feedback_state[name]["mismatch"] = mismatch
+        self._reading = Reading({})
 
     def feed_back(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:
         """(b): tⁿ⁻¹ − sⁿ⁻¹ from tⁿ − sⁿ."""
         return layer.difference(trace, difference)
 
-    def learn(self, layer: Layer, trace: Trace, difference: Tensor) -> None:
-        """(c): the local gradient of one layer, of which a tracked ω receives its copy."""
-        layer.update(trace, difference * (-1 / (self.beta * len(difference))), self.solver.tracking)
+    def learn(self, layer: Layer, trace: Trace, difference: Tensor) -> Gradients:
+        """(c): the local gradients of one layer."""
+        return layer.gradients(trace, difference, -1 / (self.beta * len(difference)))
+
+    def compile(self, mode: str | None = None) -> None:
+        """Let torch.compile fuse the forward pass, and (b) with (c); the solvers' probes stay as they are.
+
+        Args:
+            mode: torch.compile's, such as ``"max-autotune"``.
+
+        """
+        self._trace = torch.compile(self.net.trace, mode=mode)
+        self._targets = torch.compile(self.net.targets, mode=mode)
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every layer and the state of the noise generator."""
+        self.settle()
         feedback = {name: _copied(memory) for name, memory in self.feedback_state.items()}
         return {"feedback": feedback, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
+        self._reading = Reading({})
         device = next(self.net.parameters()).device
         self.feedback_state = {name: _copied(memory, device) for name, memory in state["feedback"].items()}
         self._generator.set_state(state["generator"].cpu())

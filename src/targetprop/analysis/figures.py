@@ -18,6 +18,61 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return out
 
 
+def panels(count: int, rows: int = 1) -> tuple[Any, Any]:
+    """A figure, drawn without a display, and its rows of ``count`` axes each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * count, 3.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, count, squeeze=False)
+
+
+def draw_cost(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Cost of a step over backprop's against the angle reached, one panel per network.
+
+    Args:
+        points: per panel title, rows with "contender", "ratio", "angle_max" and "angle_mean" (degrees; None for backprop).
+        path: of the PNG or PDF to write.
+
+    """
+    figure, axes = panels(len(points))
+    for ax, (title, rows) in zip(axes[0], points.items(), strict=True):
+        for i, row in enumerate(rows):
+            mean, most = row["angle_mean"] or 0.0, row["angle_max"] or 0.0
+            ax.errorbar(row["ratio"], mean, [[0], [most - mean]], marker="o", capsize=3, color=f"C{i}", label=row["contender"])
+        ax.axvline(1, color="black", lw=0.8, ls=":")
+        ax.set(title=title, xlabel="time per step / backprop's", ylabel="angle to backprop, mean and largest (degrees)")
+        if max(row["ratio"] for row in rows) > 5:
+            ax.set_xscale("log")
+        ax.set_ylim(bottom=0)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def draw_scaling(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Time and peak memory of a step along each axis, backprop's and L-DRL's.
+
+    Args:
+        results: per axis, points with "value" and "rows", the rows of backprop and L-DRL with "ms" and "memory".
+        path: of the PNG or PDF to write.
+
+    """
+    measured = {row["memory"] is not None for points in results.values() for point in points for row in point["rows"]}
+    shown = (("ms", "ms per step"), ("memory", "peak memory (MiB)"))[: 2 if measured == {True} else 1]
+    figure, axes = panels(len(results), len(shown))
+    for column, (axis, points) in enumerate(results.items()):
+        for row, (key, label) in enumerate(shown):
+            ax = axes[row][column]
+            for i, name in enumerate(("backprop", "L-DRL")):
+                ax.plot([p["value"] for p in points], [p["rows"][i][key] for p in points], marker="o", label=name)
+            ax.set(xlabel=axis, ylabel=label, xscale="log", yscale="log")
+            ax.grid(alpha=0.3, which="both")
+            ax.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
 def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
     """Training loss, validation accuracy and, for each run that has them, the angles of its layers.
 
@@ -26,13 +81,8 @@ def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
         path: of the PNG or PDF to write.
 
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     angled = [label for label, rows in runs.items() if any(max(row.get("angle", {"": 0}).values()) > 1e-3 for row in rows)]
-    figure = Figure(figsize=(4.6 * (2 + len(angled)), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2 + len(angled), squeeze=False)[0]
+    figure, (axes,) = panels(2 + len(angled))
     for label, rows in runs.items():
         train = [row for row in rows if row["kind"] == "train"]
         window = max(1, len(train) // 40)

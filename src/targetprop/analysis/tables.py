@@ -1,7 +1,8 @@
-"""Runs side by side, as rows of a table."""
+"""Runs and measurements side by side, as rows of a table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,3 +58,14 @@ def summarise(label: str, config: dict[str, Any], rows: list[dict[str, Any]], re
         sum(angles) / len(angles) if angles else None,
         result["steps"] if result else step,
     )
+
+
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def number(value: float | None, digits: int, unit: str = "") -> str:
+    """``value`` as text, a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}{unit}"

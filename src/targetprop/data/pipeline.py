@@ -77,6 +77,7 @@ class Batches:
         augment: ``"none"``, ``"crop"`` or ``"flip-crop"``.
         padding: of the crop.
         seed: of order and augmentation.
+        memory_format: of the batches.
 
     """
 
@@ -88,6 +89,7 @@ class Batches:
     augment: str = "none"
     padding: int = 4
     seed: int = 0
+    memory_format: torch.memory_format = torch.contiguous_format
 
     def __len__(self) -> int:
         """Batches in an epoch of training."""
@@ -96,7 +98,7 @@ class Batches:
     def normalise(self, images: Tensor) -> Tensor:
         """(pixel/255 − mean)/std."""
         mean, std = (torch.tensor(v, dtype=self.dtype, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (images.to(self.dtype) / 255 - mean) / std
+        return ((images.to(self.dtype) / 255 - mean) / std).contiguous(memory_format=self.memory_format)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from batch ``start`` on; order and augmentation depend on (seed, epoch, batch) only."""

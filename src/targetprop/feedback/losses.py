@@ -12,18 +12,19 @@ from targetprop.layers import Layer, Trace
 from targetprop.maps import sum_to_bias
 
 
-def lifted_response(layer: Layer, trace: Trace, e: Tensor) -> Tensor:
-    """R(F(x + ε)) − R(F(x)), the layer's response to noise as the feedback map sees it.
+def lifted_responses(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """u = R(F(x + ε)) − R(F(x)) and v = R(F(x) + η) − R(F(x)): the responses to noise as the feedback map sees them.
 
     Mirror feedback, the paper's: a second pass of x + ε, fed back through the pool winners of *that* pass. Matched
     feedback: the response J_F ε, with winners and gates of the clean pass frozen; this is the small-noise limit, whose
     minimiser is J_G = J_Fᵀ.
     """
-    clean = layer.stage
-    if clean.kind == "matched":
-        return clean.difference(trace.saved, trace.output, layer.respond(trace, e))
+    stage, saved, s = layer.stage, trace.saved, trace.output
+    if stage.kind == "matched":
+        return stage.difference(saved, s, stage.jvp(saved, layer.respond(e))), stage.difference(saved, s, h)
     noisy = layer.trace(trace.input + e)
-    return clean.lift(noisy.saved, noisy.output) - clean.lift(trace.saved, trace.output)
+    clean = stage.lift(saved, s)
+    return stage.lift(noisy.saved, noisy.output).sub_(clean), stage.lift(saved, s + h).sub_(clean)
 
 
 def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,8 +32,8 @@ def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tens
 
     L = mean over the batch of −2⟨ε, G(F(x + ε)) − G(F(x))⟩ + ‖G(F(x) + η) − G(F(x))‖², sums over features.
 
-    With u = R(F(x + ε)) − R(F(x)) and v = R(F(x) + η) − R(F(x)) the gradient is 2·corr(v, A_ωᵀv) − 2·corr(u, ε) over the batch
-    size, and the loss follows from it: ⟨ω, ∂L/∂ω⟩ = −2⟨ε, A_ωᵀu⟩ + 2‖A_ωᵀv‖² needs no pass of its own.
+    With u, v as in ``lifted_responses`` the gradient is 2·corr(v, A_ωᵀv) − 2·corr(u, ε) over the batch size, and the loss
+    follows from it: ⟨ω, ∂L/∂ω⟩ = −2⟨ε, A_ωᵀu⟩ + 2‖A_ωᵀv‖² needs no pass of its own. An iteration costs four products.
 
     Args:
         layer: the layer.
@@ -42,11 +43,10 @@ def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tens
 
     """
     batch = len(e)
-    u = lifted_response(layer, trace, e)
-    v = layer.stage.difference(trace.saved, trace.output, h)
+    u, v = lifted_responses(layer, trace, e, h)
     reconstruction = layer.feed_back(v, trace.input.shape)
-    pre, post = torch.cat([v, -u]), torch.cat([reconstruction, e])
-    gradient = layer.map.correlate(pre, post, layer.omega.shape) * (2 / batch)
+    gradient = layer.map.correlate(v, reconstruction, layer.omega.shape)
+    gradient = gradient.sub_(layer.map.correlate(u, e, layer.omega.shape)).mul_(2 / batch)
     loss = torch.sum(layer.omega * gradient) - reconstruction.square().sum() / batch
     return loss, gradient
 

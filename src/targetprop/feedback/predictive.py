@@ -8,44 +8,47 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from targetprop.feedback.solver import FeedbackReport, State, fan_in, noise_like, tap_weights
+from targetprop.feedback.solver import FeedbackReport, State, Taps, noise_like, taps
 from targetprop.layers import Layer, Trace
 
 
-def correction(layer: Layer, trace: Trace, e: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
-    """The step of ω and the mismatch, from a probe ε and the layer's recorded response a = J_F ε.
+def correction(layer: Layer, use: Taps, e: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of ω and the mismatch, from a probe ε and the layer's recorded response a = A_θ ε.
 
-        r = a − J_Gᵀ ε = a − S′ A_ω ε,      Δω = corr(S′ᵀ r, ε)/(D + d),      mismatch = ‖r‖/‖a‖
+        r = a − A_ω ε,      Δω = corr(r, ε)/(D + d),      mismatch = ‖r‖/‖a‖
 
-    The small-noise limit of L-DRL is ‖J_G − J_Fᵀ‖²_F up to a constant (Ernoult et al. 2022), which equals E‖r‖²; Δω descends
-    its gradient, each channel and tap at the step 1/(D + d) that contracts the mean-square error most under white noise, d the
-    fan-in and D the active positions. θ is not read: all that comes of it is ``response``.
+    The small-noise limit of L-DRL is ‖J_G − J_Fᵀ‖²_F up to a constant (Ernoult et al. 2022). Matched feedback has S′ᵀ exact in
+    J_G = A_ωᵀS′ᵀ, so ‖A_ω − A_θ‖²_F = E‖r‖² is left; Δω descends its gradient, each kernel tap at the step 1/(D + d)
+    that contracts the mean-square error most under white noise, d the fan-in and D the outputs that the tap feeds. A
+    pre-activation responds linearly to ε: no small-noise limit is needed, and units that lose in pooling or are silent count.
+    θ is not read: all that comes of it is ``response``.
     """
-    residual = response - layer.stage.jvp(trace.saved, layer.map.apply(e, layer.omega))
-    signal = layer.map.correlate(layer.stage.vjp(trace.saved, residual), e, layer.omega.shape)
-    step = signal / (tap_weights(layer, trace) + fan_in(layer))
-    # A layer whose units are all silent has response 0 and nothing to match.
+    residual = response - layer.map.apply(e, layer.omega)
+    step = layer.map.correlate(residual, e, layer.omega.shape).div_(use.counts * len(e) + use.fan_in)
+    # A layer whose weights are all zero has response 0 and nothing to match.
     mismatch = residual.norm() / response.norm().clamp_min(torch.finfo(e.dtype).tiny)
     return step, mismatch
 
 
 @dataclass(frozen=True)
 class PredictiveSolver:
-    """Iterate ω ← ω + Δω until the residual ‖a − J_Gᵀε‖/‖a‖, which *is* the Jacobian mismatch, is under ``tolerance``.
+    """Iterate ω ← ω + Δω until ‖r‖/‖a‖, which *is* the mismatch ‖A_ω − A_θ‖_F/‖A_θ‖_F, is under ``tolerance``.
 
-    The noise of the step vanishes at the optimum, so ω follows θ without a window of memory. A probe takes as many samples
-    of the batch as give ``oversampling`` positions per weight of a unit, in turn from batch to batch; more would cost more per
-    unit of progress. The first batch is iterated until ``tolerance`` is met.
+    The noise of the step vanishes at the optimum, so ω follows θ without a window of memory. A probe takes as many
+    samples of noise as give ``oversampling`` positions per weight of a unit: few where a layer has many positions, several
+    times the batch where it has one. The first batch is iterated until ``tolerance`` is met. Later a layer makes as many
+    iterations as its last mismatch asks for; that number was read from the device between batches, so no step waits for it.
 
     With ``tracking`` the algorithm gives ω and θ the same local increments through the user's optimizer (Kolen–Pollack;
     Akrout et al. 2019): the mismatch that probes have removed stays removed, and probes are needed every ``probe_every``
-    batches only, or while the last one was over ``tolerance``.
+    batches only, the layers in turn, or while the last one was over ``tolerance``.
 
     Attributes:
-        tolerance: the relative Jacobian mismatch to reach.
+        tolerance: the relative mismatch to reach.
         max_iterations: per layer and batch, after the first batch.
         first_iterations: the same on the first batch.
-        oversampling: positions per probe over d = k²·C_in.
+        oversampling: positions per iteration over d = k²·C_in.
+        max_samples: noise samples per iteration at most.
         tracking: give ω the increments of θ.
         probe_every: batches between probes of a layer under tolerance; 1 without tracking.
 
@@ -54,36 +57,46 @@ class PredictiveSolver:
     tolerance: float = 0.1
     max_iterations: int = 5
     first_iterations: int = 1000
-    oversampling: float = 4.0
+    oversampling: float = 2.0
+    max_samples: int = 512
     tracking: bool = True
     probe_every: int = 10
 
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
-        """Probe and correct ω until the mismatch is under tolerance, if a probe is due."""
-        batches = state.get("batches", 0)
-        state["batches"] = batches + 1
-        rest = self.probe_every if self.tracking else 1
-        if batches > 0 and state["mismatch"] < self.tolerance and batches % rest != 0:
-            return FeedbackReport(0, mismatch=torch.tensor(state["mismatch"]))
-        limit = self.max_iterations if batches else self.first_iterations
-        iterations = 0
-        while True:
-            part = self.part(layer, trace, state)
-            e = noise_like(part.input, generator)
-            step, mismatch = correction(layer, part, e, layer.respond(part, e))
-            layer.omega.add_(step)
-            state["mismatch"] = mismatch.item()
-            iterations += 1
-            if not state["mismatch"] >= self.tolerance or iterations >= limit:
-                return FeedbackReport(iterations, mismatch=mismatch)
+        """Probe and correct ω, if a probe is due."""
+        if "counts" not in state:
+            use = taps(layer, trace.input)
+            state.update(batches=0, counts=use.counts, positions=use.positions, fan_in=use.fan_in, mismatch=math.inf)
+        use = Taps(state["counts"], state["positions"], state["fan_in"])
+        samples = min(self.max_samples, math.ceil(self.oversampling * use.fan_in / use.positions))
 
-    def part(self, layer: Layer, trace: Trace, state: State) -> Trace:
-        """The samples of the batch that the next probe uses, one group after another."""
-        batch = len(trace.input)
-        positions = trace.output[0].numel() // layer.omega.shape[0]
-        wanted = math.ceil(self.oversampling * fan_in(layer) / positions)
-        count = min(batch, wanted)
-        start = state.get("next", 0) % batch
-        start = start if start + count <= batch else 0
-        state["next"] = start + count
-        return trace.narrow(start, count)
+        def iterate(count: int) -> list[Tensor]:
+            found = []
+            for _ in range(count):
+                e = noise_like(trace.input, generator, samples)
+                step, mismatch = correction(layer, use, e, layer.respond(e))
+                layer.omega.add_(step)
+                found.append(mismatch)
+            return found
+
+        state["batches"] += 1
+        if state["batches"] == 1:
+            iterations = 0
+            while iterations < self.first_iterations and not state["mismatch"] < self.tolerance:
+                count = self.needed(state["mismatch"], use.contraction(samples))
+                state["mismatch"] = iterate(min(count, self.first_iterations - iterations))[-1].item()
+                iterations += count
+            return FeedbackReport(min(iterations, self.first_iterations), mismatch=torch.tensor(state["mismatch"]))
+        due = not self.tracking or (state["batches"] + index) % self.probe_every == 0
+        if state["mismatch"] < self.tolerance and not due:
+            return FeedbackReport(0, mismatch=torch.tensor(state["mismatch"]))
+        count = self.needed(state["mismatch"], use.contraction(samples))
+        return FeedbackReport(count, mismatch=iterate(count)[0])
+
+    def needed(self, mismatch: float, contraction: float) -> int:
+        """Iterations that bring ``mismatch`` under tolerance if each shrinks it by ``contraction``, from 1 to the maximum."""
+        if not self.tolerance < mismatch < math.inf:
+            return 1
+        if self.tolerance <= 0:
+            return self.max_iterations
+        return min(self.max_iterations, math.ceil(math.log(self.tolerance / mismatch) / math.log(contraction)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from targetprop.layers import Layer, Trace
+from targetprop.pooling import memory_format
 
 State = dict[str, Any]
 PerLayer = float | Sequence[float]
@@ -23,7 +23,7 @@ class FeedbackReport:
     Attributes:
         iterations: how many updates of ω.
         loss: the feedback loss before the last update, where the solver has one.
-        mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F as the last probe saw it (matched feedback), where the solver measures it.
+        mismatch: ‖A_ω − A_θ‖_F/‖A_θ‖_F as the last probe found it before correcting, where the solver measures it.
 
     """
 
@@ -47,7 +47,9 @@ class Solver(Protocol):
             index: the layer's place among those with feedback, from input to output; picks per-layer settings.
             layer: the layer, its forward weights fixed.
             trace: the layer's clean pass of the batch.
-            state: this layer's memory between calls, empty at first; numbers and tensors only.
+            state: this layer's memory between calls, empty at first; numbers and tensors only. If a report has a mismatch,
+                the caller puts it into ``state["mismatch"]`` as a number before the next call: a solver then decides by it
+                without making the device wait within a step.
             generator: source of the noise, on the layer's device.
 
         """
@@ -66,25 +68,46 @@ def per_layer(value: PerLayer, index: int, name: str) -> float:
     return value[index]
 
 
-def noise_like(x: Tensor, generator: Generator) -> Tensor:
-    """Standard normal noise shaped like x."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+def noise_like(x: Tensor, generator: Generator, count: int | None = None) -> Tensor:
+    """Standard normal noise shaped like x and laid out like it, or like ``count`` samples of it."""
+    shape = (len(x) if count is None else count, *x.shape[1:])
+    if memory_format(x) == torch.contiguous_format:
+        return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+    # Drawn as it lies in memory: torch fills other strides several times slower.
+    batch, channels, height, width = shape
+    noise = torch.randn((batch, height, width, channels), generator=generator, dtype=x.dtype, device=x.device)
+    return noise.permute(0, 3, 1, 2)
 
 
-def tap_weights(layer: Layer, trace: Trace) -> Tensor:
-    """D = Σ over batch and positions of S′ᵀS′1, per output channel and kernel tap; shaped like ω.
+@dataclass(frozen=True)
+class Taps:
+    """How the weights of a linear map are used by one sample.
 
-    The diagonal of what multiplies ω in E corr(S′ᵀ S′ A_ω ε, ε): (m ⊙ ψ′)² summed, weighted by how many windows a unit
-    wins. A tap that only ever sees padding has D = 0.
+    Attributes:
+        counts: D, how many outputs each weight feeds: fewer where a kernel tap often meets padding. Shaped to broadcast
+            against ω.
+        positions: outputs per output channel.
+        fan_in: d, mean number of weights that feed an output, k²·C_in without padding.
+
     """
-    stage, saved = layer.stage, trace.saved
-    ones = torch.ones_like(trace.output)
-    if stage.steps:
-        ones = stage.vjp(saved, stage.jvp(saved, torch.ones_like(stage.vjp(saved, ones))))
-    total = ones.sum(0, keepdim=True)
-    return layer.map.correlate(total, torch.ones_like(trace.input[:1]), layer.omega.shape)
+
+    counts: Tensor
+    positions: int
+    fan_in: float
+
+    def contraction(self, samples: int) -> float:
+        """The factor by which a predictive step on so many samples of white noise shrinks the mismatch: √(d/(D + d))."""
+        return (self.fan_in / (samples * self.positions + self.fan_in)) ** 0.5
 
 
-def fan_in(layer: Layer) -> int:
-    """d = k²·C_in, the number of weights of one output unit."""
-    return math.prod(layer.omega.shape[1:])
+def taps(layer: Layer, x: Tensor) -> Taps:
+    """The taps of the layer's linear map at inputs like x; θ and ω are not read."""
+    one = torch.ones_like(x[:1])
+    outputs = torch.ones_like(layer.map.apply(one, torch.zeros_like(layer.omega)))
+    counts = layer.map.correlate(outputs, one, layer.omega.shape)
+    fan_in = counts.sum().item() / outputs.numel()
+    for dim in range(counts.dim()):
+        first = counts.narrow(dim, 0, 1)
+        if torch.equal(first.expand_as(counts), counts):
+            counts = first
+    return Taps(counts.clone(), outputs.numel() // layer.omega.shape[0], fan_in)

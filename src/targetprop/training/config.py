@@ -17,6 +17,9 @@ from targetprop.algorithms import ALGORITHMS
 from targetprop.feedback import SOLVERS, CorrelationSolver, PredictiveSolver, ReconstructionSolver, SGDSolver
 from targetprop.networks import NETWORKS
 
+Precision = Literal["float32", "float64", "tf32", "bfloat16"]
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
+
 
 class ConfigError(Exception):
     """A configuration that cannot be run; the message names key, value and remedy."""
@@ -135,7 +138,9 @@ class Config:
         steps: stop after so many steps, even within an epoch.
         seed: of weights, order of images, augmentation and feedback noise.
         device: "auto", "cpu", "cuda", ...
-        dtype: of weights and images.
+        dtype: "float32", "float64", "tf32" (float32 with TF32 products on NVIDIA GPUs) or "bfloat16" (products only).
+        compile: mode of torch.compile for the passes of the algorithm; "off" runs them as they are.
+        memory_format: of images and weights; "auto" lays channels innermost where torch bears it.
         log_every: steps between metrics.
         measure_every: steps between measurements of the angle to the backprop gradient, each costing a backprop step; 0 never.
         checkpoint_every: steps between checkpoints beside those at each epoch's end; 0 none.
@@ -155,7 +160,9 @@ class Config:
     steps: int | None = None
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Precision = "float32"
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    memory_format: MemoryFormat = "auto"
     log_every: int = 10
     measure_every: int = 50
     checkpoint_every: int = 500

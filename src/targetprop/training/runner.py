@@ -25,6 +25,7 @@ from targetprop.pairing import Network
 from targetprop.training import checkpoint
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import Config, ConfigError
+from targetprop.training.device import layout, pick_device, prepare, weight_dtype
 from targetprop.training.logging import Metrics, environment
 
 
@@ -102,23 +103,6 @@ class Session:
         self.progress = Progress(**state["progress"])
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called ``name``; ``"auto"`` is CUDA where there is one.
-
-    Raises:
-        ConfigError: it does not exist here.
-
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name} is not available here; use device=cpu, or auto.") from error
-    return device
-
-
 def load_data(config: Config) -> Dataset:
     """The data set of a configuration."""
     dataset = data.load(config.data.name, config.data.dir, config.data.image_size)
@@ -186,16 +170,20 @@ def build_schedule(config: Config, optimizer: torch.optim.Optimizer, steps: int,
 
 def set_up(config: Config, folder: Path) -> Session:
     """Build everything of a run; weights are drawn from the configuration's seed."""
-    device, dtype = pick_device(config.device), getattr(torch, config.dtype)
+    device, dtype = pick_device(config.device), weight_dtype(config.dtype)
     dataset = load_data(config)
     torch.manual_seed(config.seed)
-    net = build_network(config, dataset).to(device, dtype)
+    net = build_network(config, dataset)
+    form = layout(net, config.memory_format)
+    net = prepare(net, device, config.dtype, config.memory_format)
     algo = build_algorithm(config, net)
+    if config.compile != "off":
+        algo.compile(config.compile)
 
     def batches(images: Images, augment: str = "none") -> Batches:
         moved = Images(images.images.to(device), images.labels.to(device))
         size, padding = config.data.batch_size, config.data.padding
-        return Batches(moved, dataset.mean, dataset.std, size, dtype, augment, padding, config.seed)
+        return Batches(moved, dataset.mean, dataset.std, size, dtype, augment, padding, config.seed, form)
 
     rest, held_out = data.split(dataset.train, config.data.validation)
     train = batches(rest, config.data.augment)
@@ -303,47 +291,51 @@ def stop_requests() -> Iterator[list[int]]:
 Tell = Callable[[Session, float], None]
 
 
-def run(session: Session, tell: Tell = lambda session, loss: None) -> dict[str, Any]:
+def run(session: Session, tell: Tell = lambda session, loss: None, deadline: float = float("inf")) -> dict[str, Any]:
     """Train until the last step, evaluating at each epoch's end; then test the selected weights once.
 
     Args:
         session: a run at any point of its progress.
         tell: called after every step, to show progress.
+        deadline: time.monotonic() at which to stop as if asked to.
 
     Returns:
         the result, also written to ``result.json``.
 
     Raises:
         Diverged: loss or weights are not finite.
-        Interrupted: SIGINT or SIGTERM came; the step in progress was finished and saved.
+        Interrupted: SIGINT or SIGTERM came, or the deadline passed; the step in progress was finished and saved.
 
     """
     metrics = Metrics(session.folder, session.progress.step)
     try:
         with stop_requests() as stop:
             while session.progress.step < session.last_step:
-                train_epoch(session, metrics, stop, tell)
+                train_epoch(session, metrics, stop, tell, deadline)
                 finish_epoch(session, metrics)
         return finish(session, metrics)
     finally:
         metrics.close()
 
 
-def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell) -> None:
+def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell, deadline: float) -> None:
     """The rest of the current epoch."""
     config, progress = session.config, session.progress
+    loss = 0.0
     for x, y in session.train.epoch(progress.epoch, progress.batch):
         began = time.perf_counter()
         report = step(session, x, y)
-        loss = report.loss.item()
+        due = config.measure_every and progress.step % config.measure_every == 0
+        logged = due or progress.step % config.log_every == 0
+        if logged or x.device.type == "cpu":  # elsewhere reading the loss would make the device wait at every step
+            loss = report.loss.item()
         progress.seconds += time.perf_counter() - began
         if not loss < float("inf"):
             raise Diverged(
                 f"loss {loss} at step {progress.step}: {first_nonfinite(session.net, x)} is not finite; {kept(session)}"
             )
-        angles = measure(session, x, y) if config.measure_every and progress.step % config.measure_every == 0 else {}
-        if progress.step % config.log_every == 0 or angles:
-            log_step(session, metrics, report, loss, y, angles)
+        if logged:
+            log_step(session, metrics, report, loss, y, measure(session, x, y) if due else {})
         began = time.perf_counter()
         session.optimizer.step()
         if config.schedule.unit == "step":
@@ -352,6 +344,8 @@ def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell)
         progress.batch += 1
         progress.step += 1
         tell(session, loss)
+        if time.monotonic() > deadline:
+            stop.append(signal.SIGALRM)
         if stop:
             save(session)
             raise Interrupted(f"stopped at step {progress.step}; go on with: targetprop resume {session.folder}", stop[0])

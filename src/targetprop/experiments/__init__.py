@@ -1,0 +1,1 @@
+"""Measurements over whole runs: what each algorithm costs and how well its updates are aligned."""

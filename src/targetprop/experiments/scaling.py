@@ -1,0 +1,98 @@
+"""How time and memory of a step grow with depth, width, batch and the noise of probes, beside backprop's.
+
+All on ``chain``, convolutions of equal width without pooling. A layer's probe costs at most ``max_samples``/batch times its
+backprop, every ``probe_every`` steps, whatever depth and width: no term of L-DRL grows faster than backprop's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from targetprop.analysis.figures import draw_scaling
+from targetprop.analysis.tables import markdown, number
+from targetprop.data import Dataset
+from targetprop.experiments import bench
+from targetprop.experiments.bench import Row, Setting, Tell
+from targetprop.training.checkpoint import write_text
+from targetprop.training.config import ConfigError
+from targetprop.training.device import pick_device
+from targetprop.training.logging import environment
+
+DEPTH, WIDTH, BATCH = 8, 32, 64
+AXES: dict[str, tuple[float, ...]] = {
+    "depth": (5, 10, 20, 35, 50),
+    "width": (16, 32, 64, 128, 256),
+    "batch": (16, 32, 64, 128, 256),
+    "samples": (0.5, 1, 2, 4, 8),
+}
+"""Values of each axis; "samples" is the ``oversampling`` of probes. The other three stand at 8 layers, width 32, batch 64."""
+
+
+def point(axis: str, value: float, shared: Setting) -> tuple[Setting, tuple[str, str]]:
+    """What is trained at one value of an axis, and the two contenders."""
+    count = int(value)
+    depth, width = count if axis == "depth" else DEPTH, count if axis == "width" else WIDTH
+    batch = count if axis == "batch" else BATCH
+    setting = dataclasses.replace(shared, network="chain", channels=(width,) * depth, batch_size=batch)
+    return setting, ("backprop", f"ldrl:oversampling={value}" if axis == "samples" else "ldrl")
+
+
+def scaling(
+    axes: Sequence[str],
+    shared: Setting,
+    dataset: Dataset,
+    steps: int = 30,
+    values: dict[str, tuple[float, ...]] = AXES,
+    memory: bool = True,
+    tell: Tell = lambda name, steps: None,
+) -> dict[str, list[tuple[float, list[Row]]]]:
+    """(value, rows of backprop and L-DRL) along each axis.
+
+    Args:
+        axes: some of ``AXES``.
+        shared: device, precision and the like.
+        dataset: the images.
+        steps: timed steps of each contender at each value.
+        values: of the axes.
+        memory: measure peak memory too.
+        tell: called with (axis and value, 1) after each point.
+
+    Raises:
+        ConfigError: an unknown axis.
+
+    """
+    for axis in axes:
+        if axis not in AXES:
+            raise ConfigError(f"unknown axis '{axis}'; choose among {', '.join(AXES)}.")
+    found: dict[str, list[tuple[float, list[Row]]]] = {}
+    for axis in axes:
+        found[axis] = []
+        for value in values[axis]:
+            setting, names = point(axis, value, shared)
+            found[axis].append((value, bench.bench(names, setting, dataset, 3, steps, memory)))
+            tell(f"{axis} {value:g}", 1)
+    return found
+
+
+def write(found: dict[str, list[tuple[float, list[Row]]]], shared: Setting, out: Path) -> None:
+    """Write ``scaling.json``, ``scaling.md`` and ``scaling.png`` into the folder ``out``."""
+    record = environment(pick_device(shared.device), 0)
+    plain: dict[str, Any] = {
+        axis: [{"value": value, "rows": [dataclasses.asdict(row) for row in rows]} for value, rows in points]
+        for axis, points in found.items()
+    }
+    write_text(out / "scaling.json", json.dumps({"environment": record, "results": plain}, indent=2) + "\n")
+    text = bench.provenance(record)
+    headings = ("value", "backprop ms", "L-DRL ms", "×", "backprop MiB", "L-DRL MiB", "×")
+    for axis, points in found.items():
+        lines = []
+        for value, (base, ours) in points:
+            times = (number(base.ms, 1), number(ours.ms, 1), number(ours.ratio, 2))
+            lines.append((f"{value:g}", *times, number(base.memory, 0), number(ours.memory, 0), number(ours.memory_ratio, 2)))
+        text += f"\n## {axis}\n\n" + markdown(headings, lines)
+    write_text(out / "scaling.md", text)
+    draw_scaling(plain, out / "scaling.png")

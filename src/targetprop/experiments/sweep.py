@@ -1,0 +1,134 @@
+"""Presets trained over several seeds, every cell a run folder; interrupted, a sweep goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from targetprop.analysis.tables import markdown, number
+from targetprop.experiments.bench import provenance
+from targetprop.training import config, runner
+from targetprop.training.checkpoint import write_text
+from targetprop.training.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One preset with one seed."""
+
+    name: str
+    seed: int
+    config: Config
+    folder: Path
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the run wrote at its end, if it has ended."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def cells(names: Sequence[str], seeds: int, settings: Sequence[tuple[str, Any]], folder: Path) -> list[Cell]:
+    """Every cell of a sweep, seed by seed.
+
+    Raises:
+        ConfigError: an unknown preset or setting, fewer than one seed, or a cell's folder that holds another configuration.
+
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds} is out of range; expected at least 1.")
+    found = []
+    for seed in range(seeds):
+        for name in names:
+            chosen = config.load(name, [*settings, ("seed", seed)])
+            cell = Cell(name, seed, chosen, folder / Path(name).stem / f"seed-{seed}")
+            path = cell.folder / "config.yaml"
+            if path.exists() and (held := differences(config.load(str(path)), chosen)):
+                raise ConfigError(f"{cell.folder} holds a run with other settings ({held}); give another --out.")
+            found.append(cell)
+    return found
+
+
+def differences(a: Config, b: Config) -> str:
+    """The keys in which two configurations differ, where the data lie apart."""
+    theirs = dict(config.flat(b.to_dict()))
+    return ", ".join(key for key, value in config.flat(a.to_dict()) if value != theirs[key] and key != "data.dir")
+
+
+def run_cell(cell: Cell, follow: Callable[[runner.Session], None]) -> None:
+    """Start the cell's run, go on with it, or leave it alone if it has ended."""
+    if cell.result is not None:
+        return
+    if (cell.folder / "last.pt").exists():
+        follow(runner.resume(cell.config, cell.folder))
+    else:
+        (cell.folder / "config.yaml").unlink(missing_ok=True)  # killed before its first checkpoint: start anew
+        (cell.folder / "metrics.jsonl").unlink(missing_ok=True)
+        follow(runner.start(cell.config, cell.folder))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One preset over its seeds.
+
+    Attributes:
+        name: of the preset.
+        seeds: that have ended.
+        accuracy: mean test accuracy, of the selected weights.
+        accuracy_std: standard deviation over the seeds; None for one.
+        ms: mean milliseconds per step, measurements and evaluation apart.
+        ratio: of ms, to the first preset's.
+        minutes: mean time in steps of a run.
+
+    """
+
+    name: str
+    seeds: int
+    accuracy: float
+    accuracy_std: float | None
+    ms: float
+    ratio: float
+    minutes: float
+
+
+def summarise(found: Sequence[Cell]) -> list[Summary]:
+    """A summary per preset with an ended run, in the order given."""
+    lines: list[Summary] = []
+    for name in dict.fromkeys(cell.name for cell in found):
+        results = [cell.result for cell in found if cell.name == name]
+        ended = [result for result in results if result is not None]
+        if not ended:
+            continue
+        accuracies = [result["test"]["accuracy"] for result in ended]
+        seconds = statistics.mean(result["seconds_per_step"] for result in ended)
+        base = lines[0].ms if lines else 1000 * seconds
+        spread = statistics.stdev(accuracies) if len(ended) > 1 else None
+        minutes = statistics.mean(result["seconds_per_step"] * result["steps"] / 60 for result in ended)
+        mean = statistics.mean(accuracies)
+        lines.append(Summary(name, len(ended), mean, spread, 1000 * seconds, 1000 * seconds / base, minutes))
+    return lines
+
+
+HEADINGS = ("preset", "seeds", "test accuracy", "ms a step", "×", "minutes a run")
+
+
+def row(line: Summary) -> tuple[str, ...]:
+    """A summary as text, under ``HEADINGS``."""
+    spread = "" if line.accuracy_std is None else f" ± {100 * line.accuracy_std:.2f}"
+    accuracy = f"{100 * line.accuracy:.2f}{spread} %"
+    return line.name, str(line.seeds), accuracy, number(line.ms, 2), number(line.ratio, 2), number(line.minutes, 1)
+
+
+def write(found: Sequence[Cell], folder: Path) -> list[Summary]:
+    """Write ``sweep.json`` and ``sweep.md`` into ``folder``; returns the summaries."""
+    lines = summarise(found)
+    record = json.loads((found[0].folder / "environment.json").read_text())
+    plain = {"environment": record, "results": [dataclasses.asdict(line) for line in lines]}
+    write_text(folder / "sweep.json", json.dumps(plain, indent=2) + "\n")
+    write_text(folder / "sweep.md", provenance(record) + "\n" + markdown(HEADINGS, [row(line) for line in lines]))
+    return lines
