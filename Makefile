@@ -1,9 +1,9 @@
-# Two commands: make demo, make test. Everything happens in .venv; nothing outside this folder is touched.
+# Two commands: make demo, make test. (make gpu: the full-scale runs, on a GPU.) Everything happens in .venv; nothing outside this folder is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint
+.PHONY: demo test gpu lint
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,18 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+# Stops and saves after MINUTES; run it again until it says that every run is finished.
+DATA ?= data
+MINUTES ?= 8
+GPU := results/gpu
+gpu: .venv/installed
+	$(BIN)/targetprop sweep cifar10-vgg-backprop cifar10-vgg-ldrl --seeds 3 --minutes $(MINUTES) \
+		--dtype tf32 --measure_every 1000 --data-dir $(DATA) --out $(GPU)/90-epochs $(ARGS)
+	$(BIN)/targetprop sweep cifar10-vgg-ldrl-paper --seeds 1 --epochs 1 --minutes $(MINUTES) \
+		--dtype tf32 --measure_every 1000 --data-dir $(DATA) --out $(GPU)/paper-1-epoch $(ARGS)
+	$(BIN)/targetprop bench plain backprop ldrl untracked paper --networks simple_vgg \
+		--precision tf32 --data-dir $(DATA) --out $(GPU)/bench $(BENCH)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
