@@ -61,6 +61,16 @@ def test_taps_count_the_outputs_that_each_weight_feeds(name):
         assert use.counts.shape[:2] == (1, 1)  # every channel is used alike: one number a tap is kept
 
 
+def test_a_fully_connected_layer_with_enough_samples_is_exact_in_one_iteration():
+    net, x, _ = make("mlp")
+    for i, (layer, trace) in enumerate(leaves_of(net, x)):
+        assert jacobian_mismatch(layer, trace) > 0.5
+        with torch.no_grad():
+            report = tp.feedback.PredictiveSolver(first_iterations=1).train(i, layer, trace, {}, torch.Generator())
+        assert report.iterations == 1
+        torch.testing.assert_close(layer.omega, layer.theta, atol=1e-12, rtol=0)
+
+
 def test_a_step_contracts_the_mismatch_as_predicted():
     net, x, _ = make("mlp")
     layer, trace = leaves_of(net, x)[0]

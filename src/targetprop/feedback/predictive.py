@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from targetprop.feedback.solver import FeedbackReport, State, Taps, noise_like, taps
 from targetprop.layers import Layer, Trace
+from targetprop.maps import DenseMap, Reduced
 
 
 def correction(layer: Layer, use: Taps, e: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,13 +22,26 @@ def correction(layer: Layer, use: Taps, e: Tensor, response: Tensor) -> tuple[Te
     J_G = A_ωᵀS′ᵀ, so ‖A_ω − A_θ‖²_F = E‖r‖² is left; Δω descends its gradient, each kernel tap at the step 1/(D + d)
     that contracts the mean-square error most under white noise, d the fan-in and D the outputs that the tap feeds. A
     pre-activation responds linearly to ε: no small-noise limit is needed, and units that lose in pooling or are silent count.
+    A fully connected layer with at least 2·d samples is solved instead, Δω = corr(r, ε)(εᵀε)⁻¹, which leaves no error.
     θ is not read: all that comes of it is ``response``.
     """
     residual = response - layer.map.apply(e, layer.omega)
-    step = layer.map.correlate(residual, e, layer.omega.shape).div_(use.counts * len(e) + use.fan_in)
+    step = layer.map.correlate(residual, e, layer.omega.shape)
+    if solvable(layer, use, len(e)):
+        e = e.flatten(0, -2).to(layer.omega.dtype)
+        factor = torch.linalg.cholesky_ex(e.T @ e)[0]
+        step = torch.cholesky_solve(step.to(e.dtype).T, factor).T
+    else:
+        step = step.div_(use.counts * len(e) + use.fan_in)
     # A layer whose weights are all zero has response 0 and nothing to match.
     mismatch = residual.norm() / response.norm().clamp_min(torch.finfo(e.dtype).tiny)
     return step, mismatch
+
+
+def solvable(layer: Layer, use: Taps, samples: int) -> bool:
+    """Whether so many samples of noise tell every weight, well conditioned: a vector a sample, and twice as many as inputs."""
+    inner = layer.map.inner if isinstance(layer.map, Reduced) else layer.map
+    return isinstance(inner, DenseMap) and use.positions == 1 and samples >= 2 * use.fan_in
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class PredictiveSolver:
     max_iterations: int = 5
     first_iterations: int = 1000
     oversampling: float = 2.0
-    max_samples: int = 512
+    max_samples: int = 1024
     tracking: bool = True
     probe_every: int = 10
 
@@ -69,6 +83,7 @@ class PredictiveSolver:
             state.update(batches=0, counts=use.counts, positions=use.positions, fan_in=use.fan_in, mismatch=math.inf)
         use = Taps(state["counts"], state["positions"], state["fan_in"])
         samples = min(self.max_samples, math.ceil(self.oversampling * use.fan_in / use.positions))
+        contraction = 0.0 if solvable(layer, use, samples) else use.contraction(samples)
 
         def iterate(count: int) -> list[Tensor]:
             found = []
@@ -83,19 +98,19 @@ class PredictiveSolver:
         if state["batches"] == 1:
             iterations = 0
             while iterations < self.first_iterations and not state["mismatch"] < self.tolerance:
-                count = self.needed(state["mismatch"], use.contraction(samples))
+                count = self.needed(state["mismatch"], contraction)
                 state["mismatch"] = iterate(min(count, self.first_iterations - iterations))[-1].item()
                 iterations += count
             return FeedbackReport(min(iterations, self.first_iterations), mismatch=torch.tensor(state["mismatch"]))
         due = not self.tracking or (state["batches"] + index) % self.probe_every == 0
         if state["mismatch"] < self.tolerance and not due:
             return FeedbackReport(0, mismatch=torch.tensor(state["mismatch"]))
-        count = self.needed(state["mismatch"], use.contraction(samples))
+        count = self.needed(state["mismatch"], contraction)
         return FeedbackReport(count, mismatch=iterate(count)[0])
 
     def needed(self, mismatch: float, contraction: float) -> int:
         """Iterations that bring ``mismatch`` under tolerance if each shrinks it by ``contraction``, from 1 to the maximum."""
-        if not self.tolerance < mismatch < math.inf:
+        if not self.tolerance < mismatch < math.inf or contraction == 0:
             return 1
         if self.tolerance <= 0:
             return self.max_iterations
