@@ -62,7 +62,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def compile(self, mode: str | None = None) -> None:
-        """Run the passes through torch.compile from now on; ``mode`` is torch's."""
+        """Run the passes through torch.compile from now on; ``mode`` is torch's, one without CUDA graphs."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that the algorithm remembers between calls beside the network's weights."""

@@ -121,7 +121,7 @@ class LDRL(Algorithm):
         """Let torch.compile fuse the forward pass, and (b) with (c); the solvers' probes stay as they are.
 
         Args:
-            mode: torch.compile's, such as ``"max-autotune"``.
+            mode: torch.compile's; not one with CUDA graphs, which would overwrite ``.grad`` and the report's logits.
 
         """
         self._trace = torch.compile(self.net.trace, mode=mode)

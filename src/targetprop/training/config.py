@@ -161,7 +161,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     dtype: Precision = "float32"
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    compile: Literal["off", "default", "max-autotune-no-cudagraphs"] = "off"
     memory_format: MemoryFormat = "auto"
     log_every: int = 10
     measure_every: int = 50
