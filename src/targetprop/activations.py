@@ -107,7 +107,7 @@ def relu() -> Activation:
         F.relu,
         lambda e, c, y: aten.threshold_backward(e, y, 0.0),
         lambda r, c, y: aten.threshold_backward(r.clamp_min(0.0), y, 0.0),
-        lambda d, c, y: aten.threshold_backward(torch.maximum(d, -y), y, 0.0),
+        lambda d, c, y: torch.maximum(d, -y).masked_fill_(y <= 0.0, 0.0),
     )
 
 

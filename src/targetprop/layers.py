@@ -148,7 +148,7 @@ class Layer(nn.Module):
         """
         e = self.stage.vjp(trace.saved, e)
         bias = None if self.bias is None else sum_to_bias(e, self.map.bias_dim) * scale
-        return self.map.correlate(e, trace.input, self.theta.shape) * scale, bias
+        return self.map.correlate(e, trace.input, self.theta.shape).mul_(scale), bias
 
     def accumulate(self, gradients: Gradients, tracking: bool = False) -> None:
         """Add ``gradients`` to ``.grad`` of θ and b; when ``tracking``, θ's to that of ω as well."""
@@ -200,10 +200,12 @@ class Residual(nn.Module):
             b = layer(b)
         return self.stage.forward(a + b)[0]
 
-    def trace(self, x: Tensor) -> ResidualTrace:
-        """The same with traces."""
+    def trace(self, x: Tensor, lean: bool = False) -> ResidualTrace:
+        """The same with traces; ``lean`` ones do not keep the two terms of the sum."""
         branch, a = trace_chain(self.branch, x)
         shortcut, b = trace_chain(self.shortcut, x)
+        if lean:
+            branch, shortcut = without_sum_terms(self.branch, branch), without_sum_terms(self.shortcut, shortcut)
         s, saved = self.stage.forward(a + b)
         return ResidualTrace(branch, shortcut, s, saved)
 
@@ -212,7 +214,8 @@ class Residual(nn.Module):
         d = self.stage.difference(trace.saved, trace.output, d)
         a, learned = chain_targets(self.branch, trace.branch, d, rule, learn)
         b, beside = chain_targets(self.shortcut, trace.shortcut, d, rule, learn)
-        return (None if a is None or b is None else a + b), learned + beside
+        # a comes fresh from the branch's first layer; b may be d itself.
+        return (None if a is None or b is None else a.add_(b)), learned + beside
 
     def leaves(self) -> Iterator[Layer]:
         """The layers of the branch, then of the shortcut."""
@@ -224,21 +227,34 @@ class Residual(nn.Module):
         return zip(self.leaves(), trace.branch + trace.shortcut, strict=True)
 
 
-def trace_chain(blocks: Iterable[Any], x: Tensor) -> tuple[list[Any], Tensor]:
+def without_sum_terms(layers: Iterable[Any], traces: list[Trace]) -> list[Trace]:
+    """The traces of an arm without its output, if no stage needs it: NaN of the same shape, in no memory."""
+    if not traces or list(layers)[-1].stage.steps:
+        return traces
+    last = traces[-1]
+    absent = last.output.new_full((), math.nan).expand(last.output.shape)
+    return [*traces[:-1], Trace(last.input, absent, last.saved)]
+
+
+def trace_chain(blocks: Iterable[Any], x: Tensor, lean: bool = False) -> tuple[list[Any], Tensor]:
     """Run x through ``blocks``; their traces and the output."""
     traces = []
     for block in blocks:
-        traces.append(block.trace(x))
+        traces.append(block.trace(x, lean) if isinstance(block, Residual) else block.trace(x))
         x = traces[-1].output
     return traces, x
 
 
 def chain_targets(
-    blocks: Iterable[Any], traces: Sequence[Any], d: Tensor | None, rule: Rule, learn: Learn
+    blocks: Iterable[Any], traces: list[Any], d: Tensor | None, rule: Rule, learn: Learn
 ) -> tuple[Tensor | None, list[Any]]:
-    """Carry d down ``blocks``; the difference at their input, and what every layer learned, first layer first."""
+    """Carry d down ``blocks``; the difference at their input, and what every layer learned, first layer first.
+
+    ``traces`` is emptied on the way, so that each pass's memory is free once its layer has learned.
+    """
     learned: list[Any] = []
-    for block, trace in zip(reversed(list(blocks)), reversed(traces), strict=True):
+    for block in reversed(list(blocks)):
+        trace = traces.pop()
         if d is not None:
             d, found = block.targets(trace, d, rule, learn)
             learned = found + learned

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad
 
+from targetprop.pooling import memory_format
+
 
 class LinearMap(Protocol):
     """The bilinear map (x, w) ↦ A_w x and its two transposes; a bias runs along ``bias_dim`` of the output."""
@@ -64,7 +66,12 @@ class Conv2dMap:
 
     def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
         """A_wᵀ e: the transposed convolution, every output padding included."""
-        return grad.conv2d_input(shape, w, e, *self.geometry)
+        # torch reads the shape of x only, but copies a stand-in that is not dense: give it memory that nobody writes.
+        last = torch.channels_last in (memory_format(e), memory_format(w))
+        form = torch.channels_last if last else torch.contiguous_format
+        x = torch.empty(tuple(shape), dtype=e.dtype, device=e.device, memory_format=form)
+        geometry = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
+        return torch.ops.aten.convolution_backward(e, x, w, None, *geometry, (True, False, False))[0]
 
     def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
         """∂⟨e, A_w x⟩/∂w."""

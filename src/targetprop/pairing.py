@@ -82,9 +82,9 @@ class Network(nn.Module):
             x = block(x)
         return at_least_float32(x)
 
-    def trace(self, x: Tensor) -> tuple[Tensor, list[Trace | ResidualTrace]]:
-        """The logits and every block's trace."""
-        traces, logits = trace_chain(self.blocks, self.entry.forward(x)[0])
+    def trace(self, x: Tensor, lean: bool = False) -> tuple[Tensor, list[Trace | ResidualTrace]]:
+        """The logits and every block's trace; ``lean`` ones hold NaN for the terms that residual blocks sum."""
+        traces, logits = trace_chain(self.blocks, self.entry.forward(x)[0], lean)
         return at_least_float32(logits), traces
 
     def compute_in(self, dtype: torch.dtype) -> Network:
@@ -100,9 +100,9 @@ class Network(nn.Module):
         return [leaf for block, trace in pairs for leaf in block.leaf_traces(trace)]  # type: ignore[operator]
 
     def targets(
-        self, traces: Sequence[Trace | ResidualTrace], d: Tensor, learn: Learn, rule: Rule = Layer.difference
+        self, traces: list[Trace | ResidualTrace], d: Tensor, learn: Learn, rule: Rule = Layer.difference
     ) -> list[Any]:
-        """Carry the output's difference d = tᴺ − sᴺ down the network by ``rule``.
+        """Carry the output's difference d = tᴺ − sᴺ down the network by ``rule``; ``traces`` is emptied on the way.
 
         Returns:
             what ``learn`` made of (layer, trace, tⁿ − sⁿ), in the order of ``layers``. Each layer learns before the next

@@ -128,7 +128,7 @@ class Stage:
 
     def difference(self, saved: tuple, s: Tensor, d: Tensor) -> Tensor:
         """R(s + d) − R(s)."""
-        if self.kind == "mirror":
+        if self.kind == "mirror" and self.steps:
             return self.lift(saved, s + d) - self.lift(saved, s)
         for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
             d = step.difference(kept, d)

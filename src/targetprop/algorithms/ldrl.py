@@ -36,6 +36,9 @@ class LDRL(Algorithm):
 
     """
 
+    reads_output = False
+    """Whether ``feed_back`` reads the values of ``trace.output`` where no stage follows the linear map."""
+
     def __init__(
         self,
         net: Network,
@@ -78,7 +81,7 @@ class LDRL(Algorithm):
         """
         if self._watch:
             self._watch.check()
-        logits, traces = self._trace(x)
+        logits, traces = self._trace(x, not (self.reads_output or self.solver.reads_output))
         feedback = self.train_feedback(self.net.leaf_traces(traces))  # (a)
         loss, error = output_error(self.loss, logits, y)
         learned = self._targets(traces, -self.beta * error, self.learn, self.feed_back)  # (b), (c)

@@ -14,6 +14,8 @@ class TargetProp(DTP):
     In a residual block every layer's target is that of its own feedback, and the differences of both arms are summed.
     """
 
+    reads_output = True
+
     def feed_back(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:
         """Gⁿ(tⁿ) − sⁿ⁻¹."""
         return layer.reconstruct(trace, trace.output + difference) - trace.input

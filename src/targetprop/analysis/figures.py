@@ -18,12 +18,12 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return out
 
 
-def panels(count: int, rows: int = 1) -> tuple[Any, Any]:
+def panels(count: int, rows: int = 1, width: float = 4.6) -> tuple[Any, Any]:
     """A figure, drawn without a display, and its rows of ``count`` axes each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * count, 3.8 * rows), layout="constrained")
+    figure = Figure(figsize=(width * count, 3.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, count, squeeze=False)
 
@@ -36,18 +36,22 @@ def draw_cost(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
         path: of the PNG or PDF to write.
 
     """
-    figure, axes = panels(len(points))
+    figure, axes = panels(len(points), width=7.0)
     for ax, (title, rows) in zip(axes[0], points.items(), strict=True):
-        for i, row in enumerate(rows):
-            mean, most = row["angle_mean"] or 0.0, row["angle_max"] or 0.0
-            ax.errorbar(row["ratio"], mean, [[0], [most - mean]], marker="o", capsize=3, color=f"C{i}", label=row["contender"])
-        ax.axvline(1, color="black", lw=0.8, ls=":")
+        ax.axvline(1, color="black", lw=0.8, ls=":", label="backprop")
+        measured = [row for row in rows if row["angle_max"]]
+        for i, row in enumerate(measured):
+            most, mean = row["angle_max"], max(row["angle_mean"], 1e-3)
+            marker = "osD^v"[i // 10 % 5]
+            ax.errorbar(
+                row["ratio"], mean, [[0], [most - mean]], marker=marker, capsize=3, color=f"C{i}", label=row["contender"]
+            )
         ax.set(title=title, xlabel="time per step / backprop's", ylabel="angle to backprop, mean and largest (degrees)")
-        if max(row["ratio"] for row in rows) > 5:
+        ax.set_yscale("log")
+        if any(row["ratio"] > 5 for row in measured):
             ax.set_xscale("log")
-        ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize="small")
+        ax.grid(alpha=0.3, which="both")
+        ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120)
 
 

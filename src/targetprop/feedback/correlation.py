@@ -29,6 +29,8 @@ class CorrelationSolver:
     iterations: int = 1
     tracking: bool = False
 
+    reads_output = False
+
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """``iterations`` updates of the running mean, then of ω."""
         counts = taps(layer, trace.input).counts * len(trace.input)

@@ -16,6 +16,8 @@ class Fixed:
 
     tracking: bool = False
 
+    reads_output = False
+
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """Do nothing."""
         return FeedbackReport(0)

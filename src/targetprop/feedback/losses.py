@@ -12,19 +12,18 @@ from targetprop.layers import Layer, Trace
 from targetprop.maps import sum_to_bias
 
 
-def lifted_responses(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """u = R(F(x + ε)) − R(F(x)) and v = R(F(x) + η) − R(F(x)): the responses to noise as the feedback map sees them.
+def to_input_noise(layer: Layer, trace: Trace, e: Tensor) -> Tensor:
+    """u = R(F(x + ε)) − R(F(x)), the layer's response to noise as the feedback map sees it.
 
     Mirror feedback, the paper's: a second pass of x + ε, fed back through the pool winners of *that* pass. Matched
     feedback: the response J_F ε, with winners and gates of the clean pass frozen; this is the small-noise limit, whose
     minimiser is J_G = J_Fᵀ.
     """
-    stage, saved, s = layer.stage, trace.saved, trace.output
+    stage = layer.stage
     if stage.kind == "matched":
-        return stage.difference(saved, s, stage.jvp(saved, layer.respond(e))), stage.difference(saved, s, h)
+        return stage.difference(trace.saved, trace.output, stage.jvp(trace.saved, layer.respond(e)))
     noisy = layer.trace(trace.input + e)
-    clean = stage.lift(saved, s)
-    return stage.lift(noisy.saved, noisy.output).sub_(clean), stage.lift(saved, s + h).sub_(clean)
+    return stage.lift(noisy.saved, noisy.output).sub_(stage.lift(trace.saved, trace.output))
 
 
 def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,8 +31,8 @@ def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tens
 
     L = mean over the batch of −2⟨ε, G(F(x + ε)) − G(F(x))⟩ + ‖G(F(x) + η) − G(F(x))‖², sums over features.
 
-    With u, v as in ``lifted_responses`` the gradient is 2·corr(v, A_ωᵀv) − 2·corr(u, ε) over the batch size, and the loss
-    follows from it: ⟨ω, ∂L/∂ω⟩ = −2⟨ε, A_ωᵀu⟩ + 2‖A_ωᵀv‖² needs no pass of its own. An iteration costs four products.
+    With u as in ``to_input_noise`` and v = R(F(x) + η) − R(F(x)) the gradient is 2·corr(v, A_ωᵀv) − 2·corr(u, ε) over the
+    batch size, and the loss follows from it: ⟨ω, ∂L/∂ω⟩ = −2⟨ε, A_ωᵀu⟩ + 2‖A_ωᵀv‖² needs no pass of its own. Four products.
 
     Args:
         layer: the layer.
@@ -42,11 +41,11 @@ def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tens
         h: η, output noise shaped like s.
 
     """
-    batch = len(e)
-    u, v = lifted_responses(layer, trace, e, h)
+    batch, shape = len(e), layer.omega.shape
+    gradient = layer.map.correlate(to_input_noise(layer, trace, e), e, shape)
+    v = layer.stage.difference(trace.saved, trace.output, h)
     reconstruction = layer.feed_back(v, trace.input.shape)
-    gradient = layer.map.correlate(v, reconstruction, layer.omega.shape)
-    gradient = gradient.sub_(layer.map.correlate(u, e, layer.omega.shape)).mul_(2 / batch)
+    gradient = layer.map.correlate(v, reconstruction, shape).sub_(gradient).mul_(2 / batch)
     loss = torch.sum(layer.omega * gradient) - reconstruction.square().sum() / batch
     return loss, gradient
 

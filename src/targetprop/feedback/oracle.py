@@ -16,6 +16,8 @@ class Symmetric:
 
     tracking: bool = False
 
+    reads_output = False
+
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """Copy θ to ω."""
         layer.omega.copy_(layer.theta)

@@ -76,6 +76,8 @@ class PredictiveSolver:
     tracking: bool = True
     probe_every: int = 10
 
+    reads_output = False
+
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """Probe and correct ω, if a probe is due."""
         if "counts" not in state:

@@ -30,6 +30,8 @@ class ReconstructionSolver:
     momentum: float = 0.9
     tracking: bool = False
 
+    reads_output = True
+
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """K updates of ω and b_ω; the reported loss is that before the last."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")

@@ -41,6 +41,8 @@ class SGDSolver:
     momentum: float = 0.9
     tracking: bool = False
 
+    reads_output = True
+
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """K updates of ω; the reported loss is that before the last."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")

@@ -40,6 +40,11 @@ class Solver(Protocol):
         """Whether ω receives the increments of θ as well."""
         ...
 
+    @property
+    def reads_output(self) -> bool:
+        """Whether ``train`` reads the values of ``trace.output``, not only their shape."""
+        ...
+
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """Move ``layer.omega`` in place.
 
