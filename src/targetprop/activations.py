@@ -102,12 +102,17 @@ def elu(alpha: float = 1.0) -> Activation:
 
 def relu() -> Activation:
     """ReLU; ψ(y) = max(y, 0) for active units. A silent unit has slope 0 and passes nothing, whatever its target."""
+
+    def shift(d: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
+        # max(d, −y) = d − min(d + y, 0) in one array: exactly d wherever the unit stays active
+        return (d + y).clamp_max_(0.0).sub_(d).neg_().masked_fill_(y <= 0.0, 0.0)
+
     return Activation(
         "relu",
         F.relu,
         lambda e, c, y: aten.threshold_backward(e, y, 0.0),
         lambda r, c, y: aten.threshold_backward(r.clamp_min(0.0), y, 0.0),
-        lambda d, c, y: torch.maximum(d, -y).masked_fill_(y <= 0.0, 0.0),
+        shift,
     )
 
 
