@@ -25,7 +25,7 @@ def ours(layer, trace, e, h):
     return losses.ldrl(layer, trace, e, h)
 
 
-def test_paper_solver_is_twice_as_fast_as_its_transcription():
+def test_paper_solver_is_faster_than_its_transcription():
     """Layer by layer, interleaved; the total weighs each layer by the paper's K. The transcription keeps torch's layout."""
     settings = config.load("cifar10-vgg-ldrl-paper").sgd
     torch.manual_seed(0)
@@ -59,4 +59,4 @@ def test_paper_solver_is_twice_as_fast_as_its_transcription():
         print(f"{name}: {milliseconds}, ×{ratio:.2f}")
     ratio = total["transcription"] / total["ours"]
     print(f"with the paper's K: ours {total['ours']:.2f} s, transcription {total['transcription']:.2f} s, ×{ratio:.2f}")
-    assert ratio > 2
+    assert ratio > 1.5  # four products an iteration against seven: 1.75 if nothing else took time
