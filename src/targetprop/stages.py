@@ -13,13 +13,16 @@ Matched, R has the Jacobian S′ᵀ at s; mirror, R is the paper's (PAPER: unpoo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from targetprop.activations import Activation, Feedback
 from targetprop.pooling import AvgPool, MaxPool
+
+T = TypeVar("T")
 
 
 class Step(Protocol):
@@ -46,18 +49,24 @@ class Step(Protocol):
         ...
 
 
-def pool_first(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Move max pooling before monotone activations: the same function on a fraction of the units."""
-    ordered = list(steps)
+def moved_up(items: Sequence[T], swaps: Callable[[T, T], bool]) -> tuple[T, ...]:
+    """``items`` with each moved before its predecessor p for as long as ``swaps(p, item)``."""
+    ordered = list(items)
     for i in range(1, len(ordered)):
         j = i
-        while j > 0 and isinstance(ordered[j], MaxPool):
-            before = ordered[j - 1]
-            if not (isinstance(before, Activation) and before.monotone):
-                break
-            ordered[j - 1], ordered[j] = ordered[j], before
+        while j > 0 and swaps(ordered[j - 1], ordered[j]):
+            ordered[j - 1], ordered[j] = ordered[j], ordered[j - 1]
             j -= 1
     return tuple(ordered)
+
+
+def pool_first(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Move max pooling before monotone activations: the same function on a fraction of the units."""
+
+    def swaps(before: Step, step: Step) -> bool:
+        return isinstance(step, MaxPool) and isinstance(before, Activation) and before.monotone
+
+    return moved_up(steps, swaps)
 
 
 def lift_order(steps: tuple[Step, ...], kind: Feedback) -> tuple[int, ...]:
@@ -66,20 +75,14 @@ def lift_order(steps: tuple[Step, ...], kind: Feedback) -> tuple[int, ...]:
     Mirror feedback activates before it unpools where that computes the same on a fraction of the units: replication commutes
     with any elementwise function, max-unpooling with one that maps 0 to 0.
     """
-    order = list(reversed(range(len(steps))))
-    if kind == "matched":
-        return tuple(order)
 
-    def commutes(pool: Step, step: Step) -> bool:
-        routes = isinstance(pool, AvgPool) or (isinstance(pool, MaxPool) and not getattr(step, "off_zero", True))
-        return routes and isinstance(step, Activation)
+    def swaps(i: int, j: int) -> bool:
+        pool, step = steps[i], steps[j]
+        if kind == "matched" or not isinstance(step, Activation):
+            return False
+        return isinstance(pool, AvgPool) or (isinstance(pool, MaxPool) and not step.off_zero)
 
-    for i in range(1, len(order)):
-        j = i
-        while j > 0 and commutes(steps[order[j - 1]], steps[order[j]]):
-            order[j - 1], order[j] = order[j], order[j - 1]
-            j -= 1
-    return tuple(order)
+    return moved_up(tuple(reversed(range(len(steps)))), swaps)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,12 @@ def update_alignment(updates: list[Tensor], gradients: list[Tensor]) -> list[tup
     return [(angle(g, u).item(), distance(g, u).item()) for u, g in zip(updates, gradients, strict=True)]
 
 
+def alignment_of_grad(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> list[tuple[float, float]]:
+    """(angle in degrees, relative distance) of each layer's ``.grad`` of θ, as it stands, to the backprop gradient."""
+    updates = [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
+    return update_alignment(updates, backprop_gradients(net, algo, x, y))
+
+
 def alignment(net: Network, algo: Algorithm, x: Tensor, y: Tensor, probes: int = 4) -> dict[str, LayerAlignment]:
     """The alignment of every layer on the batch (x, y), at the update that ``algo.backward(x, y)`` would make.
 
@@ -119,8 +125,7 @@ def alignment(net: Network, algo: Algorithm, x: Tensor, y: Tensor, probes: int =
     """
     with restored(net, algo):
         algo.backward(x, y)
-        updates = [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
-        aligned = update_alignment(updates, backprop_gradients(net, algo, x, y))
+        aligned = alignment_of_grad(net, algo, x, y)
         with torch.no_grad():
             leaves = net.leaf_traces(net.trace(x)[1])
         result = {}

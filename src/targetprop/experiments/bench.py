@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from targetprop import networks, plain
 from targetprop.algorithms import LDRL, Backprop
-from targetprop.analysis.alignment import backprop_gradients, update_alignment
+from targetprop.analysis.alignment import alignment_of_grad
 from targetprop.analysis.figures import draw_cost
 from targetprop.analysis.tables import markdown, number
 from targetprop.data import Batches, Dataset
@@ -192,14 +192,6 @@ def plain_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Te
     return step
 
 
-def measured_angles(contender: Contender, x: Tensor, y: Tensor) -> list[float]:
-    """Degrees between the update and the backprop gradient of each layer, at the state the contender is in."""
-    net = contender.net
-    assert net is not None
-    updates = [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
-    return [angle for angle, _ in update_alignment(updates, backprop_gradients(net, contender.algo, x, y))]
-
-
 def stream(setting: Setting, dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end, flipped and cropped, on the device."""
     images = dataclasses.replace(dataset.train, images=dataset.train.images.to(device), labels=dataset.train.labels.to(device))
@@ -260,7 +252,8 @@ def race(contenders: Sequence[Contender], setting: Setting, dataset: Dataset, wa
                 x, y = next(feed)
                 contender.net.zero_grad()
                 contender.algo.backward(x, y)
-                contender.angles.append(measured_angles(contender, x, y))
+                aligned = alignment_of_grad(contender.net, contender.algo, x, y)
+                contender.angles.append([angle for angle, _ in aligned])
 
 
 def peak_memory(name: str, setting: Setting, in_shape: Sequence[int], classes: int, steps: int = 12) -> float | None:

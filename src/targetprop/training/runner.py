@@ -18,7 +18,7 @@ from torch import Tensor
 
 from targetprop import data, networks
 from targetprop.algorithms import ALGORITHMS, Algorithm, Report
-from targetprop.analysis.alignment import backprop_gradients, update_alignment
+from targetprop.analysis.alignment import alignment_of_grad
 from targetprop.data import Batches, Dataset, Images
 from targetprop.feedback import SOLVERS
 from targetprop.pairing import Network
@@ -240,10 +240,8 @@ def first_nonfinite(net: Network, x: Tensor) -> str:
 
 def measure(session: Session, x: Tensor, y: Tensor) -> dict[str, float]:
     """Angle of each layer's update, as it stands in ``.grad``, to the backprop gradient of the same batch."""
-    net = session.net
-    updates = [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
-    aligned = update_alignment(updates, backprop_gradients(net, session.algo, x, y))
-    return {name: angle for name, (angle, _) in zip(net.names, aligned, strict=True)}
+    aligned = alignment_of_grad(session.net, session.algo, x, y)
+    return {name: angle for name, (angle, _) in zip(session.net.names, aligned, strict=True)}
 
 
 def save(session: Session, best: bool = False) -> None:
