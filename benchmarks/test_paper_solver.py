@@ -50,7 +50,7 @@ def test_paper_solver_is_faster_than_its_transcription():
             (expected, reference), seconds = timed(transcription.ldrl, layer, plain, e.contiguous(), h.contiguous())
             times["transcription"].append(seconds)
             torch.testing.assert_close(loss, expected, atol=1e-2, rtol=1e-3)
-            assert tp.analysis.distance(reference, gradient) < 5e-3  # rounding tips near ties in pooling; tests: 1e-10
+            assert tp.analysis.distance(reference, gradient) < 2e-2  # rounding tips near ties in pooling; tests: 1e-10
         medians = {key: statistics.median(value) for key, value in times.items()}
         for key, value in medians.items():
             total[key] += settings.iterations[i] * value
@@ -59,4 +59,4 @@ def test_paper_solver_is_faster_than_its_transcription():
         print(f"{name}: {milliseconds}, ×{ratio:.2f}")
     ratio = total["transcription"] / total["ours"]
     print(f"with the paper's K: ours {total['ours']:.2f} s, transcription {total['transcription']:.2f} s, ×{ratio:.2f}")
-    assert ratio > 1.5  # four products an iteration against seven: 1.75 if nothing else took time
+    assert ratio > 2  # four products an iteration against seven, and faster weight gradients of small images

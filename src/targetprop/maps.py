@@ -45,6 +45,12 @@ class LinearMap(Protocol):
         ...
 
 
+FEW_POSITIONS, MANY_PAIRS = 36, 128 * 256
+"""On a CPU ``Conv2dMap.correlate`` goes tap by tap up to so many outputs per channel, from so many pairs of channels on;
+chosen by measurement.
+"""
+
+
 @dataclass(frozen=True)
 class Conv2dMap:
     """Zero-padded 2-d convolution; w is (out, in / groups, kh, kw)."""
@@ -75,7 +81,36 @@ class Conv2dMap:
 
     def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
         """∂⟨e, A_w x⟩/∂w."""
+        few, wide = e.shape[2] * e.shape[3] <= FEW_POSITIONS, shape[0] * shape[1] >= MANY_PAIRS
+        if few and wide and x.device.type == "cpu" and self.groups == 1:
+            return self.correlate_taps(e, x, shape)
         return grad.conv2d_weight(x, shape, e, *self.geometry)
+
+    def correlate_taps(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """The same as one matrix product a tap, over the positions where that tap meets no padding.
+
+        On a CPU up to several times faster than torch's for wide layers on images of a few pixels (docs/performance.md).
+        """
+        gradient = torch.zeros(tuple(shape), dtype=e.dtype, device=e.device).contiguous(memory_format=memory_format(x))
+        rows, columns = (
+            [reach(tap, *sizes) for tap in range(shape[2 + axis])]
+            for axis, sizes in enumerate(zip(self.stride, self.padding, self.dilation, x.shape[2:], e.shape[2:], strict=True))
+        )
+        e, x = e.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
+        for i, (y, top) in enumerate(rows):
+            for j, (z, left) in enumerate(columns):
+                gradient[:, :, i, j] = e[:, y, z].reshape(-1, shape[0]).T @ x[:, top, left].reshape(-1, shape[1])
+        return gradient
+
+
+def reach(tap: int, stride: int, padding: int, dilation: int, size: int, outputs: int) -> tuple[slice, slice]:
+    """The outputs along one axis for which kernel tap ``tap`` meets an input, and those inputs."""
+    offset = tap * dilation - padding  # the input under the tap at output 0
+    first = max(0, -(offset // stride))
+    last = min(outputs - 1, (size - 1 - offset) // stride)
+    count = max(0, last - first + 1)
+    start = first * stride + offset
+    return slice(first, first + count), slice(start, start + count * stride, stride)
 
 
 @dataclass(frozen=True)

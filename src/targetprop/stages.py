@@ -60,11 +60,15 @@ def moved_up(items: Sequence[T], swaps: Callable[[T, T], bool]) -> tuple[T, ...]
     return tuple(ordered)
 
 
-def pool_first(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Move max pooling before monotone activations: the same function on a fraction of the units."""
+def pool_first(steps: tuple[Step, ...], kind: Feedback) -> tuple[Step, ...]:
+    """Move max pooling before monotone activations: the same function on a fraction of the units.
+
+    Mirror feedback activates the unpooled array; that is the same the other way round where the activation maps 0 to 0.
+    """
 
     def swaps(before: Step, step: Step) -> bool:
-        return isinstance(step, MaxPool) and isinstance(before, Activation) and before.monotone
+        same = isinstance(step, MaxPool) and isinstance(before, Activation) and before.monotone
+        return same and (kind == "matched" or not before.off_zero)
 
     return moved_up(steps, swaps)
 
@@ -87,11 +91,7 @@ def lift_order(steps: tuple[Step, ...], kind: Feedback) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A chain of steps with feedback of one kind.
-
-    The matched kind pools before it activates where that computes the same; the mirror kind keeps the given order,
-    because the paper's activation acts on the unpooled array.
-    """
+    """A chain of steps with feedback of one kind; it pools before it activates where that computes the same."""
 
     steps: tuple[Step, ...]
     kind: Feedback = "matched"
@@ -100,8 +100,7 @@ class Stage:
         """Choose the order of the steps."""
         if self.kind not in ("matched", "mirror"):
             raise ValueError(f"unknown feedback '{self.kind}'; choose 'matched' or 'mirror'.")
-        if self.kind == "matched":
-            object.__setattr__(self, "steps", pool_first(self.steps))
+        object.__setattr__(self, "steps", pool_first(self.steps, self.kind))
 
     def forward(self, c: Tensor) -> tuple[Tensor, tuple]:
         """S(c), and what each step saved."""
@@ -131,8 +130,22 @@ class Stage:
 
     def difference(self, saved: tuple, s: Tensor, d: Tensor) -> Tensor:
         """R(s + d) − R(s)."""
-        if self.kind == "mirror" and self.steps:
-            return self.lift(saved, s + d) - self.lift(saved, s)
+        if self.kind == "mirror":
+            return self._mirror_difference(saved, s, d)
         for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
             d = step.difference(kept, d)
+        return d
+
+    def _mirror_difference(self, saved: tuple, s: Tensor, d: Tensor) -> Tensor:
+        """The same of mirror feedback: the difference is taken behind the last activation, since the rest is linear."""
+        order = lift_order(self.steps, self.kind)
+        activations = [place for place, i in enumerate(order) if isinstance(self.steps[i], Activation)]
+        behind = activations[-1] + 1 if activations else 0
+        if behind:
+            clean, moved = s, s + d
+            for i in order[:behind]:
+                clean, moved = (self.steps[i].lift(saved[i], t, self.kind) for t in (clean, moved))
+            d = moved.sub_(clean)
+        for i in order[behind:]:
+            d = self.steps[i].lift(saved[i], d, self.kind)
         return d
