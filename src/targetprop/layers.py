@@ -161,10 +161,13 @@ class Layer(nn.Module):
         if self.bias is not None and bias is not None and self.bias.requires_grad:
             accumulate(self.bias, bias)
 
-    def targets(self, trace: Trace, d: Tensor, rule: Rule, learn: Learn) -> tuple[Tensor | None, list[Any]]:
-        """The difference at the input, None where no target is needed, and what ``learn`` made of d."""
+    def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, learn: Learn) -> list[Any]:
+        """What ``learn`` makes of the last difference, which gives way to that at the input; see ``chain_targets``."""
+        trace, d = traces.pop(), differences.pop()
         learned = learn(self, trace, d)
-        return (None if self.feedback_map is None else rule(self, trace, d)), [learned]
+        if self.feedback_map is not None:
+            differences.append(rule(self, trace, d))
+        return [learned]
 
     def leaves(self) -> Iterator[Layer]:
         """The layer itself."""
@@ -209,13 +212,19 @@ class Residual(nn.Module):
         s, saved = self.stage.forward(a + b)
         return ResidualTrace(branch, shortcut, s, saved)
 
-    def targets(self, trace: ResidualTrace, d: Tensor, rule: Rule, learn: Learn) -> tuple[Tensor | None, list[Any]]:
-        """The summed difference at the input, and what ``learn`` made of the difference of every layer."""
-        d = self.stage.difference(trace.saved, trace.output, d)
-        a, learned = chain_targets(self.branch, trace.branch, d, rule, learn)
-        b, beside = chain_targets(self.shortcut, trace.shortcut, d, rule, learn)
-        # a comes fresh from the branch's first layer; b may be d itself.
-        return (None if a is None or b is None else a.add_(b)), learned + beside
+    def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, learn: Learn) -> list[Any]:
+        """What ``learn`` makes of every layer's difference; the last difference gives way to the sum at the input."""
+        trace = traces.pop()
+        branch, shortcut = trace.branch, trace.shortcut
+        a = [self.stage.difference(trace.saved, trace.output, differences.pop())]
+        b = list(a)
+        del trace  # and with it the block's output
+        learned = chain_targets(self.branch, branch, a, rule, learn)
+        learned += chain_targets(self.shortcut, shortcut, b, rule, learn)
+        if a and b:
+            # a comes fresh from the branch's first layer; b may be what both began with.
+            differences.append(a.pop().add_(b.pop()))
+        return learned
 
     def leaves(self) -> Iterator[Layer]:
         """The layers of the branch, then of the shortcut."""
@@ -246,19 +255,17 @@ def trace_chain(blocks: Iterable[Any], x: Tensor, lean: bool = False) -> tuple[l
 
 
 def chain_targets(
-    blocks: Iterable[Any], traces: list[Any], d: Tensor | None, rule: Rule, learn: Learn
-) -> tuple[Tensor | None, list[Any]]:
-    """Carry d down ``blocks``; the difference at their input, and what every layer learned, first layer first.
+    blocks: Iterable[Any], traces: list[Any], differences: list[Tensor], rule: Rule, learn: Learn
+) -> list[Any]:
+    """Carry the difference at the output of ``blocks`` down to their input; what every layer learned, first layer first.
 
-    ``traces`` is emptied on the way, so that each pass's memory is free once its layer has learned.
+    The blocks take their traces off the end of ``traces``, and replace the one entry of ``differences``, leaving none where no
+    target is needed: so each array's memory is free once it has been used.
     """
     learned: list[Any] = []
     for block in reversed(list(blocks)):
-        trace = traces.pop()
-        if d is not None:
-            d, found = block.targets(trace, d, rule, learn)
-            learned = found + learned
-    return d, learned
+        learned = block.targets(traces, differences, rule, learn) + learned
+    return learned
 
 
 def feedback_sizes(module: nn.Module) -> tuple[int, int]:

@@ -109,7 +109,9 @@ class Network(nn.Module):
             difference is computed, so that one at a time is held.
 
         """
-        return chain_targets(self.blocks, traces, d, rule, learn)[1]
+        differences = [d]
+        del d
+        return chain_targets(self.blocks, traces, differences, rule, learn)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
