@@ -58,6 +58,6 @@ def test_probe(benchmark, second_block):
 
     def probe():
         e = noise_like(trace.input, generator, samples)
-        return correction(layer, use, e, layer.respond(e))
+        return correction(layer, layer.omega, use, e, layer.respond(e))
 
     benchmark(probe)

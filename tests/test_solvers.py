@@ -43,7 +43,7 @@ def test_predictive_solver_reports_the_mismatch_it_has(name):
         )
         with torch.no_grad():
             e = torch.randn(2000, *trace.input.shape[1:], dtype=x.dtype)
-            _, mismatch = correction(layer, taps(layer, trace.input), e, layer.respond(e))
+            _, mismatch = correction(layer, layer.omega, taps(layer, trace.input), e, layer.respond(e))
         assert mismatch.item() == pytest.approx(((ours - theirs).norm() / theirs.norm()).item(), rel=0.05)
 
 
@@ -81,7 +81,7 @@ def test_a_step_contracts_the_mismatch_as_predicted():
         for _ in range(40):
             e = torch.randn(4, *trace.input.shape[1:], dtype=x.dtype, generator=generator)
             before = (layer.omega - layer.theta).norm()
-            layer.omega.add_(correction(layer, use, e, layer.respond(e))[0])
+            layer.omega.add_(correction(layer, layer.omega, use, e, layer.respond(e))[0])
             factors.append(((layer.omega - layer.theta).norm() / before).item())
     assert sum(factors) / len(factors) == pytest.approx(use.contraction(4), rel=0.15)
 
@@ -111,9 +111,9 @@ def test_omega_is_computed_from_responses_and_never_reads_theta():
             with torch.no_grad():
                 e = torch.randn_like(trace.input)
                 response = layer.respond(e)
-                expected, _ = correction(layer, taps(layer, trace.input), e, response)
+                expected, _ = correction(layer, layer.omega, taps(layer, trace.input), e, response)
                 layer.theta.add_(torch.randn_like(layer.theta))
-                found, _ = correction(layer, taps(layer, trace.input), e, response)
+                found, _ = correction(layer, layer.omega, taps(layer, trace.input), e, response)
             assert torch.equal(found, expected)
             assert found.norm() > 0
 
@@ -123,7 +123,7 @@ def test_exact_feedback_is_a_fixed_point():
     for layer, trace in leaves_of(symmetric(net), x):
         with torch.no_grad():
             e = torch.randn_like(trace.input)
-            step, mismatch = correction(layer, taps(layer, trace.input), e, layer.respond(e))
+            step, mismatch = correction(layer, layer.omega, taps(layer, trace.input), e, layer.respond(e))
         assert step.norm() < 1e-12 * layer.omega.norm()
         assert mismatch < 1e-12
 
@@ -205,3 +205,30 @@ def test_a_short_list_of_settings_is_refused():
     algo = tp.algorithms.LDRL(net, solver=tp.feedback.SGDSolver(lr=(0.1, 0.1)))
     with pytest.raises(ValueError, match="one entry per such layer"):
         algo.backward(x, y)
+
+
+def test_the_coupled_pathway_brings_omega_to_the_same_weight():
+    """ω is not read by the predictions, yet ends where they send the auxiliary weight, from wherever it began."""
+    net, x, _ = make("lenet")
+    solver = tp.feedback.CoupledSolver(decay=0.02, first_iterations=400)
+    with torch.no_grad():
+        leaves = net.leaf_traces(net.trace(x)[1])
+        for index, (layer, trace) in enumerate(leaves[1:]):
+            began = tp.analysis.distance(layer.theta, layer.omega)
+            state = {}
+            report = solver.train(index, layer, trace, state, torch.Generator().manual_seed(0))
+            contraction = taps(layer, trace.input).contraction(2)
+            rest = contraction * 0.02 / (1 - contraction * 0.98)
+            assert tp.analysis.distance(layer.theta, layer.omega) < max(0.05, rest) < began
+            assert (layer.omega - state["auxiliary"]).norm() < 1e-3 * layer.theta.norm()  # 0.98^400 = 3e-4
+            assert report.mismatch < 0.1
+
+
+def test_the_coupled_difference_shrinks_by_the_decay_whatever_the_corrections():
+    net, x, _ = make("mlp")
+    solver = tp.feedback.CoupledSolver(decay=0.1, first_iterations=7)
+    with torch.no_grad():
+        layer, trace = net.leaf_traces(net.trace(x)[1])[1]
+        before, state = layer.omega.clone(), {}
+        solver.train(0, layer, trace, state, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(layer.omega - state["auxiliary"], before * 0.9**7, atol=1e-12, rtol=1e-9)

@@ -125,7 +125,7 @@ def test_a_yaml_file_may_start_from_a_preset(tmp_path):
         (["digits-ldrl", "--network.name", "simple_vg"], r"unknown network.name 'simple_vg'; did you mean 'simple_vgg'"),
         (["digits-ldrl", "--network.feedback", "none"], r"network.feedback=none has the wrong type"),
         (["digits-ldrl", "--algorithm.solver", "sdg"], r"unknown algorithm.solver 'sdg'; did you mean 'sgd'"),
-        (["digits-backprop", "--algorithm.solver", "sgd"], "trains no feedback"),
+        (["digits-backprop", "--algorithm.solver", "sgd"], "takes no solver"),
         (["digits-ldrl", "--schedule.name", "step"], "needs schedule.period"),
         (["digits-ldrl", "--optimizer.lr"], "--optimizer.lr has no value"),
         (["digits-ldrl", "oops"], "unexpected 'oops'"),

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from targetprop.algorithms import DTP, LDRL, Algorithm, Backprop, FixedWeightDTP, TargetProp
+from targetprop.algorithms import (
+    DRL,
+    DTP,
+    LDRL,
+    Algorithm,
+    Backprop,
+    DDTPLinear,
+    DirectFeedbackAlignment,
+    FeedbackAlignment,
+    FixedWeightDTP,
+    JacobianMatchingOracle,
+    KolenPollack,
+    ParallelLDRL,
+    TargetProp,
+    WeightMirror,
+)
 
 ENTRIES = {
     "rumelhart1986": """@article{rumelhart1986,
@@ -15,6 +30,16 @@ ENTRIES = {
   author = {Bengio, Yoshua},
   journal = {arXiv:1407.7906}, year = {2014}
 }""",
+    "lillicrap2016": """@article{lillicrap2016,
+  title = {Random synaptic feedback weights support error backpropagation for deep learning},
+  author = {Lillicrap, Timothy P. and Cownden, Daniel and Tweed, Douglas B. and Akerman, Colin J.},
+  journal = {Nature Communications}, volume = {7}, pages = {13276}, year = {2016}
+}""",
+    "nokland2016": """@inproceedings{nokland2016,
+  title = {Direct feedback alignment provides learning in deep neural networks},
+  author = {N{\\o}kland, Arild},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2016}
+}""",
     "lee2015": """@inproceedings{lee2015,
   title = {Difference target propagation},
   author = {Lee, Dong-Hyun and Zhang, Saizheng and Fischer, Asja and Bengio, Yoshua},
@@ -25,11 +50,22 @@ ENTRIES = {
   author = {Akrout, Mohamed and Wilson, Collin and Humphreys, Peter and Lillicrap, Timothy and Tweed, Douglas B.},
   booktitle = {Advances in Neural Information Processing Systems}, year = {2019}
 }""",
+    "meulemans2020": """@inproceedings{meulemans2020,
+  title = {A Theoretical Framework for Target Propagation},
+  author = {Meulemans, Alexander and Carzaniga, Francesco S. and Suykens, Johan A. K. and Sacramento, Jo{\\~a}o
+            and Grewe, Benjamin F.},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2020}
+}""",
     "ernoult2022": """@inproceedings{ernoult2022,
   title = {Towards Scaling Difference Target Propagation by Learning Backprop Targets},
   author = {Ernoult, Maxence and Normandin, Fabrice and Moudgil, Abhinav and Spinney, Sean and Belilovsky, Eugene
             and Rish, Irina and Richards, Blake and Bengio, Yoshua},
   booktitle = {International Conference on Machine Learning}, year = {2022}
+}""",
+    "bao2024": """@inproceedings{bao2024,
+  title = {Efficient Target Propagation by Deriving Analytical Solution},
+  author = {Bao, Yanhao and Shibuya, Tatsukichi and Sato, Ikuro and Kawakami, Rei and Inoue, Nakamasa},
+  booktitle = {AAAI Conference on Artificial Intelligence}, year = {2024}
 }""",
     "shibuya2023": """@inproceedings{shibuya2023,
   title = {Fixed-Weight Difference Target Propagation},
@@ -44,6 +80,14 @@ PAPERS: dict[type[Algorithm], tuple[str, ...]] = {
     DTP: ("lee2015",),
     TargetProp: ("bengio2014", "lee2015"),
     FixedWeightDTP: ("shibuya2023",),
+    ParallelLDRL: ("ernoult2022",),
+    JacobianMatchingOracle: ("ernoult2022", "bao2024"),
+    DRL: ("meulemans2020",),
+    DDTPLinear: ("meulemans2020",),
+    FeedbackAlignment: ("lillicrap2016",),
+    DirectFeedbackAlignment: ("nokland2016",),
+    WeightMirror: ("akrout2019",),
+    KolenPollack: ("akrout2019",),
 }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from targetprop.activations import Feedback
 from targetprop.maps import LinearMap, along, sum_to_bias
+from targetprop.normalisation import BatchNorm, ParameterGradients
 from targetprop.stages import Stage, Step
 
 
@@ -51,11 +52,14 @@ class ResidualTrace:
 Rule = Callable[["Layer", Trace, Tensor], Tensor]
 """(layer, its trace, difference d at its output) ↦ difference at its input."""
 
+Join = Callable[[Stage, "ResidualTrace", Tensor], Tensor]
+"""(stage of a residual block, its trace, difference at its output) ↦ difference at the sum of its arms."""
+
 Learn = Callable[["Layer", Trace, Tensor], Any]
 """(layer, its trace, difference d at its output) ↦ what the layer learns from it."""
 
-Gradients = tuple[Tensor, Tensor | None]
-"""On θ and on b, where the layer has one."""
+Gradients = tuple[Tensor, Tensor | None, ParameterGradients]
+"""On θ, on b, where the layer has one, and on the parameters of its batch normalisation."""
 
 
 class FeedbackMap(nn.Module):
@@ -77,6 +81,7 @@ class Layer(nn.Module):
         feedback_map: holds ω and b_ω; None for a layer that reads the network's input, which needs no target.
         map: the products with A_w.
         stage: what follows the map.
+        norms: the batch normalisations among its steps.
 
     """
 
@@ -88,6 +93,7 @@ class Layer(nn.Module):
         self.forward_map = module
         self.map = linear
         self.stage = Stage(tuple(steps), kind)
+        self.norms = nn.ModuleList(step.module for step in steps if isinstance(step, BatchNorm))
         self.feedback_map = FeedbackMap(self.theta.detach(), *feedback_sizes(module)) if feedback else None
 
     @property
@@ -114,7 +120,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """F(x), differentiable."""
-        return self.stage.forward(self.map.apply(x, self.theta, self.bias))[0]
+        s, saved = self.stage.forward(self.map.apply(x, self.theta, self.bias))
+        self.stage.observe(saved)
+        return s
 
     def trace(self, x: Tensor) -> Trace:
         """F(x) with all that feedback and learning need of this pass."""
@@ -146,13 +154,15 @@ class Layer(nn.Module):
         With e = t − s and scale = −1/(βB) this is the gradient of the layer's local loss ½‖F(x) − t‖² (Ernoult et al. 2022),
         batch mean, over β.
         """
-        e = self.stage.vjp(trace.saved, e)
+        learned: ParameterGradients = []
+        e = self.stage.vjp(trace.saved, e, learned)
         bias = None if self.bias is None else sum_to_bias(e, self.map.bias_dim) * scale
-        return self.map.correlate(e, trace.input, self.theta.shape).mul_(scale), bias
+        own = [(parameter, gradient * scale) for parameter, gradient in learned]
+        return self.map.correlate(e, trace.input, self.theta.shape).mul_(scale), bias, own
 
     def accumulate(self, gradients: Gradients, tracking: bool = False) -> None:
         """Add ``gradients`` to ``.grad`` of θ and b; when ``tracking``, θ's to that of ω as well."""
-        gradient, bias = gradients
+        gradient, bias, own = gradients
         if self.theta.requires_grad:
             if tracking and self.feedback_map is not None:
                 # A copy: gradient clipping and loss scaling write into .grad.
@@ -160,8 +170,15 @@ class Layer(nn.Module):
             accumulate(self.theta, gradient)
         if self.bias is not None and bias is not None and self.bias.requires_grad:
             accumulate(self.bias, bias)
+        for parameter, value in own:
+            if parameter.requires_grad:
+                accumulate(parameter, value)
 
-    def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, learn: Learn) -> list[Any]:
+    def carry_error(self, trace: Trace, e: Tensor) -> Tensor:
+        """A_ωᵀ S′ᵀ e: an error carried to the input through ω."""
+        return self.feed_back(self.stage.vjp(trace.saved, e), trace.input.shape)
+
+    def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, join: Join, learn: Learn) -> list[Any]:
         """What ``learn`` makes of the last difference, which gives way to that at the input; see ``chain_targets``."""
         trace, d = traces.pop(), differences.pop()
         learned = learn(self, trace, d)
@@ -212,15 +229,15 @@ class Residual(nn.Module):
         s, saved = self.stage.forward(a + b)
         return ResidualTrace(branch, shortcut, s, saved)
 
-    def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, learn: Learn) -> list[Any]:
+    def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, join: Join, learn: Learn) -> list[Any]:
         """What ``learn`` makes of every layer's difference; the last difference gives way to the sum at the input."""
         trace = traces.pop()
         branch, shortcut = trace.branch, trace.shortcut
-        a = [self.stage.difference(trace.saved, trace.output, differences.pop())]
+        a = [join(self.stage, trace, differences.pop())]
         b = list(a)
         del trace  # and with it the block's output
-        learned = chain_targets(self.branch, branch, a, rule, learn)
-        learned += chain_targets(self.shortcut, shortcut, b, rule, learn)
+        learned = chain_targets(self.branch, branch, a, rule, join, learn)
+        learned += chain_targets(self.shortcut, shortcut, b, rule, join, learn)
         if a and b:
             # a comes fresh from the branch's first layer; b may be what both began with.
             differences.append(a.pop().add_(b.pop()))
@@ -254,8 +271,18 @@ def trace_chain(blocks: Iterable[Any], x: Tensor, lean: bool = False) -> tuple[l
     return traces, x
 
 
+def join_differences(stage: Stage, trace: ResidualTrace, d: Tensor) -> Tensor:
+    """R(s + d) − R(s) of the block's stage."""
+    return stage.difference(trace.saved, trace.output, d)
+
+
+def join_errors(stage: Stage, trace: ResidualTrace, e: Tensor) -> Tensor:
+    """S′ᵀ e of the block's stage."""
+    return stage.vjp(trace.saved, e)
+
+
 def chain_targets(
-    blocks: Iterable[Any], traces: list[Any], differences: list[Tensor], rule: Rule, learn: Learn
+    blocks: Iterable[Any], traces: list[Any], differences: list[Tensor], rule: Rule, join: Join, learn: Learn
 ) -> list[Any]:
     """Carry the difference at the output of ``blocks`` down to their input; what every layer learned, first layer first.
 
@@ -264,7 +291,7 @@ def chain_targets(
     """
     learned: list[Any] = []
     for block in reversed(list(blocks)):
-        learned = block.targets(traces, differences, rule, learn) + learned
+        learned = block.targets(traces, differences, rule, join, learn) + learned
     return learned
 
 

@@ -74,10 +74,11 @@ def resnet18(
     channels: Sequence[int] = (64, 128, 256, 512),
     activation: str = "relu",
     bias: bool = True,
+    batch_norm: bool = False,
     feedback: Feedback = "matched",
 ) -> Network:
-    """ResNet-18 in its CIFAR form, without batch normalisation: 3×3 stem, 2 basic blocks a stage (He et al. 2016)."""
-    return pair(plain.resnet18(in_shape, classes, channels, activation, bias), feedback)
+    """ResNet-18 in its CIFAR form, batch normalisation if asked for: 3×3 stem, 2 basic blocks a stage (He et al. 2016)."""
+    return pair(plain.resnet18(in_shape, classes, channels, activation, bias, batch_norm), feedback)
 
 
 def resnet34(
@@ -86,10 +87,11 @@ def resnet34(
     channels: Sequence[int] = (64, 128, 256, 512),
     activation: str = "relu",
     bias: bool = True,
+    batch_norm: bool = False,
     feedback: Feedback = "matched",
 ) -> Network:
-    """ResNet-34 in its CIFAR form, without batch normalisation: 3, 4, 6, 3 basic blocks a stage (He et al. 2016)."""
-    return pair(plain.resnet34(in_shape, classes, channels, activation, bias), feedback)
+    """ResNet-34 in its CIFAR form, batch normalisation if asked for: 3, 4, 6, 3 basic blocks a stage (He et al. 2016)."""
+    return pair(plain.resnet34(in_shape, classes, channels, activation, bias, batch_norm), feedback)
 
 
 NETWORKS = {

@@ -8,9 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from targetprop import activations, maps, pooling
+from targetprop import activations, maps, normalisation, pooling
 from targetprop.activations import Feedback
-from targetprop.layers import Layer, Learn, Residual, ResidualTrace, Rule, Trace, chain_targets, trace_chain
+from targetprop.layers import (
+    Join,
+    Layer,
+    Learn,
+    Residual,
+    ResidualTrace,
+    Rule,
+    Trace,
+    chain_targets,
+    join_differences,
+    trace_chain,
+)
 from targetprop.stages import Stage, Step
 
 
@@ -65,9 +76,10 @@ class Network(nn.Module):
         return tuple(f"{kinds.get(type(m), type(m).__name__.lower())}_{i}" for i, m in enumerate(modules))
 
     def forward_parameters(self) -> Iterator[nn.Parameter]:
-        """θ and b of every layer."""
+        """θ and b of every layer, and the parameters of its batch normalisation."""
         for layer in self.layers:
             yield from layer.forward_map.parameters()
+            yield from layer.norms.parameters()
 
     def feedback_parameters(self) -> Iterator[nn.Parameter]:
         """ω and b_ω of every layer that has them."""
@@ -85,6 +97,8 @@ class Network(nn.Module):
     def trace(self, x: Tensor, lean: bool = False) -> tuple[Tensor, list[Trace | ResidualTrace]]:
         """The logits and every block's trace; ``lean`` ones hold NaN for the terms that residual blocks sum."""
         traces, logits = trace_chain(self.blocks, self.entry.forward(x)[0], lean)
+        for layer, trace in self.leaf_traces(traces):
+            layer.stage.observe(trace.saved)
         return at_least_float32(logits), traces
 
     def compute_in(self, dtype: torch.dtype) -> Network:
@@ -100,9 +114,14 @@ class Network(nn.Module):
         return [leaf for block, trace in pairs for leaf in block.leaf_traces(trace)]  # type: ignore[operator]
 
     def targets(
-        self, traces: list[Trace | ResidualTrace], d: Tensor, learn: Learn, rule: Rule = Layer.difference
+        self,
+        traces: list[Trace | ResidualTrace],
+        d: Tensor,
+        learn: Learn,
+        rule: Rule = Layer.difference,
+        join: Join = join_differences,
     ) -> list[Any]:
-        """Carry the output's difference d = tᴺ − sᴺ down the network by ``rule``; ``traces`` is emptied on the way.
+        """Carry the output's difference d = tᴺ − sᴺ, or error, down by ``rule`` and ``join``; ``traces`` is emptied.
 
         Returns:
             what ``learn`` made of (layer, trace, tⁿ − sⁿ), in the order of ``layers``. Each layer learns before the next
@@ -111,7 +130,7 @@ class Network(nn.Module):
         """
         differences = [d]
         del d
-        return chain_targets(self.blocks, traces, differences, rule, learn)
+        return chain_targets(self.blocks, traces, differences, rule, join, learn)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -140,6 +159,7 @@ def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:
     entry, blocks = chain(unroll(module, ""), feedback, reads_input=True)
     if not blocks:
         raise PairingError("the module holds no linear map; give it at least one nn.Linear or nn.Conv2d.")
+    refuse_norm(entry, "the input")
     return Network(blocks, entry, feedback)
 
 
@@ -169,10 +189,22 @@ def chain(
     return groups[0][1], blocks
 
 
+def refuse_norm(steps: Sequence[Step], where: str) -> None:
+    """Batch normalisation has its place behind a linear map only.
+
+    Raises:
+        PairingError: it stands among ``steps``.
+
+    """
+    if any(isinstance(step, normalisation.BatchNorm) for step in steps):
+        raise PairingError(f"{where} is batch normalised; put the normalisation behind a linear map, within its branch.")
+
+
 def step_of(path: str, module: nn.Module) -> Step | None:
     """The stage step of an activation, pooling or flattening module; None for any other."""
-    if type(module) in activations.MODULES:
-        return activations.MODULES[type(module)](module)
+    for known in (activations.MODULES, normalisation.MODULES):
+        if type(module) in known:
+            return known[type(module)](module)
     if type(module) in pooling.MODULES:
         try:
             return pooling.MODULES[type(module)](module)
@@ -190,6 +222,7 @@ def block_of(path: str, module: nn.Module, steps: list[Step], kind: Feedback, re
             if entry or any(isinstance(block, Residual) for block in blocks):
                 raise PairingError(f"layer '{path}.{name}' must be a chain of layers that starts with a linear map.")
             arms.append(blocks)
+        refuse_norm(steps, f"layer '{path}'")
         return Residual(*arms, steps, kind)  # type: ignore[arg-type]
     linear = maps.map_of(module)
     if linear is None:

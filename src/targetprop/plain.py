@@ -123,9 +123,10 @@ def resnet18(
     channels: Sequence[int] = (64, 128, 256, 512),
     activation: str = "relu",
     bias: bool = True,
+    batch_norm: bool = False,
 ) -> nn.Sequential:
-    """ResNet-18 in its CIFAR form, without batch normalisation: 3×3 stem, 2 basic blocks a stage (He et al. 2016)."""
-    return _resnet(in_shape, classes, channels, (2, 2, 2, 2), activation, bias)
+    """ResNet-18 in its CIFAR form, batch normalisation if asked for: 3×3 stem, 2 basic blocks a stage (He et al. 2016)."""
+    return _resnet(in_shape, classes, channels, (2, 2, 2, 2), activation, bias, batch_norm)
 
 
 def resnet34(
@@ -134,9 +135,10 @@ def resnet34(
     channels: Sequence[int] = (64, 128, 256, 512),
     activation: str = "relu",
     bias: bool = True,
+    batch_norm: bool = False,
 ) -> nn.Sequential:
-    """ResNet-34 in its CIFAR form, without batch normalisation: 3, 4, 6, 3 basic blocks a stage (He et al. 2016)."""
-    return _resnet(in_shape, classes, channels, (3, 4, 6, 3), activation, bias)
+    """ResNet-34 in its CIFAR form, batch normalisation if asked for: 3, 4, 6, 3 basic blocks a stage (He et al. 2016)."""
+    return _resnet(in_shape, classes, channels, (3, 4, 6, 3), activation, bias, batch_norm)
 
 
 def _resnet(
@@ -146,24 +148,23 @@ def _resnet(
     depths: Sequence[int],
     activation: str,
     bias: bool,
+    batch_norm: bool,
 ) -> nn.Sequential:
     if len(channels) != len(depths):
         raise ValueError(f"a ResNet has {len(depths)} stages, got the channels {tuple(channels)}.")
-    modules: list[nn.Module] = [
-        nn.Conv2d(image_shape(in_shape)[0], channels[0], 3, padding=1, bias=bias),
-        activation_module(activation),
-    ]
+
+    def convolution(c: int, out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+        made = nn.Conv2d(c, out, kernel, stride, kernel // 2, bias=bias and not batch_norm)
+        return [made, nn.BatchNorm2d(out)] if batch_norm else [made]
+
     c = channels[0]
+    modules = [*convolution(image_shape(in_shape)[0], c, 3), activation_module(activation)]
     for stage, (out, depth) in enumerate(zip(channels, depths, strict=True)):
         for i in range(depth):
             stride = 2 if stage > 0 and i == 0 else 1
-            branch = nn.Sequential(
-                nn.Conv2d(c, out, 3, stride, 1, bias=bias),
-                activation_module(activation),
-                nn.Conv2d(out, out, 3, padding=1, bias=bias),
-            )
-            shortcut = None if stride == 1 and c == out else nn.Conv2d(c, out, 1, stride, bias=bias)
-            modules += [Sum(branch, shortcut), activation_module(activation)]
+            branch = [*convolution(c, out, 3, stride), activation_module(activation), *convolution(out, out, 3)]
+            shortcut = None if stride == 1 and c == out else nn.Sequential(*convolution(c, out, 1, stride))
+            modules += [Sum(nn.Sequential(*branch), shortcut), activation_module(activation)]
             c = out
     modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, classes, bias)]
     return nn.Sequential(*modules)

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from targetprop.activations import Activation, Feedback
+from targetprop.normalisation import BatchNorm, ParameterGradients
 from targetprop.pooling import AvgPool, MaxPool
 
 T = TypeVar("T")
@@ -67,8 +68,9 @@ def pool_first(steps: tuple[Step, ...], kind: Feedback) -> tuple[Step, ...]:
     """
 
     def swaps(before: Step, step: Step) -> bool:
-        same = isinstance(step, MaxPool) and isinstance(before, Activation) and before.monotone
-        return same and (kind == "matched" or not before.off_zero)
+        if not (isinstance(step, MaxPool) and isinstance(before, Activation)):
+            return False
+        return before.monotone and (kind == "matched" or not before.off_zero)
 
     return moved_up(steps, swaps)
 
@@ -116,11 +118,19 @@ class Stage:
             v = step.jvp(kept, v)
         return v
 
-    def vjp(self, saved: tuple, e: Tensor) -> Tensor:
-        """S′ᵀ e."""
+    def vjp(self, saved: tuple, e: Tensor, learned: ParameterGradients | None = None) -> Tensor:
+        """S′ᵀ e; the gradients of ⟨e, S(c)⟩ on the steps' own parameters are appended to ``learned``, if given."""
         for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
+            if learned is not None and isinstance(step, BatchNorm):
+                learned += step.gradients(kept, e)
             e = step.vjp(kept, e)
         return e
+
+    def observe(self, saved: tuple) -> None:
+        """Let batch normalisation take this pass into its running statistics."""
+        for step, kept in zip(self.steps, saved, strict=True):
+            if isinstance(step, BatchNorm):
+                step.observe(kept)
 
     def lift(self, saved: tuple, t: Tensor) -> Tensor:
         """R(t)."""

@@ -2,10 +2,19 @@
 
 from targetprop.algorithms.backprop import Backprop
 from targetprop.algorithms.base import Algorithm, Report
+from targetprop.algorithms.ddtp_linear import DDTPLinear
+from targetprop.algorithms.direct_feedback_alignment import DirectFeedbackAlignment
+from targetprop.algorithms.drl import DRL
 from targetprop.algorithms.dtp import DTP
+from targetprop.algorithms.feedback_alignment import FeedbackAlignment
 from targetprop.algorithms.fixed_weight_dtp import FixedWeightDTP
+from targetprop.algorithms.jacobian_matching_oracle import JacobianMatchingOracle
+from targetprop.algorithms.kolen_pollack import KolenPollack
 from targetprop.algorithms.ldrl import LDRL
+from targetprop.algorithms.parallel_ldrl import ParallelLDRL
+from targetprop.algorithms.table import table
 from targetprop.algorithms.targetprop import TargetProp
+from targetprop.algorithms.weight_mirror import WeightMirror
 
 ALGORITHMS = {
     "backprop": Backprop,
@@ -13,6 +22,32 @@ ALGORITHMS = {
     "dtp": DTP,
     "targetprop": TargetProp,
     "fixed_weight_dtp": FixedWeightDTP,
+    "parallel_ldrl": ParallelLDRL,
+    "jacobian_matching_oracle": JacobianMatchingOracle,
+    "drl": DRL,
+    "ddtp_linear": DDTPLinear,
+    "feedback_alignment": FeedbackAlignment,
+    "direct_feedback_alignment": DirectFeedbackAlignment,
+    "weight_mirror": WeightMirror,
+    "kolen_pollack": KolenPollack,
 }
 
-__all__ = ["ALGORITHMS", "DTP", "LDRL", "Algorithm", "Backprop", "FixedWeightDTP", "Report", "TargetProp"]
+__all__ = [
+    "ALGORITHMS",
+    "DRL",
+    "DTP",
+    "LDRL",
+    "Algorithm",
+    "Backprop",
+    "DDTPLinear",
+    "DirectFeedbackAlignment",
+    "FeedbackAlignment",
+    "FixedWeightDTP",
+    "JacobianMatchingOracle",
+    "KolenPollack",
+    "ParallelLDRL",
+    "Report",
+    "TargetProp",
+    "WeightMirror",
+    "table",
+]

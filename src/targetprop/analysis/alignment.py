@@ -96,7 +96,10 @@ def restored(net: Network, algo: Algorithm) -> Iterator[None]:
 
 def backprop_gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> list[Tensor]:
     """The gradient of ``algo``'s loss on every layer's θ, by autograd."""
+    statistics = [(buffer, buffer.clone()) for buffer in net.buffers()]
     loss = algo.loss(net(x), y)
+    for buffer, value in statistics:  # a measurement leaves running statistics as they were
+        buffer.copy_(value)
     return list(torch.autograd.grad(loss, [layer.theta for layer in net.layers]))
 
 

@@ -13,7 +13,7 @@ from targetprop.layers import Layer, Trace
 from targetprop.maps import DenseMap, Reduced
 
 
-def correction(layer: Layer, use: Taps, e: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+def correction(layer: Layer, omega: Tensor, use: Taps, e: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
     """The step of ω and the mismatch, from a probe ε and the layer's recorded response a = A_θ ε.
 
         r = a − A_ω ε,      Δω = corr(r, ε)/(D + d),      mismatch = ‖r‖/‖a‖
@@ -25,10 +25,10 @@ def correction(layer: Layer, use: Taps, e: Tensor, response: Tensor) -> tuple[Te
     A fully connected layer with at least 2·d samples is solved instead, Δω = corr(r, ε)(εᵀε)⁻¹, which leaves no error.
     θ is not read: all that comes of it is ``response``.
     """
-    residual = response - layer.map.apply(e, layer.omega)
-    step = layer.map.correlate(residual, e, layer.omega.shape)
+    residual = response - layer.map.apply(e, omega)
+    step = layer.map.correlate(residual, e, omega.shape)
     if solvable(layer, use, len(e)):
-        e = e.flatten(0, -2).to(layer.omega.dtype)
+        e = e.flatten(0, -2).to(omega.dtype)
         factor = torch.linalg.cholesky_ex(e.T @ e)[0]
         step = torch.cholesky_solve(step.to(e.dtype).T, factor).T
     else:
@@ -91,7 +91,7 @@ class PredictiveSolver:
             found = []
             for _ in range(count):
                 e = noise_like(trace.input, generator, samples)
-                step, mismatch = correction(layer, use, e, layer.respond(e))
+                step, mismatch = correction(layer, layer.omega, use, e, layer.respond(e))
                 layer.omega.add_(step)
                 found.append(mismatch)
             return found

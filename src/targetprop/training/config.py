@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -14,7 +15,15 @@ from typing import Any, Literal
 import yaml
 
 from targetprop.algorithms import ALGORITHMS
-from targetprop.feedback import SOLVERS, CorrelationSolver, PredictiveSolver, ReconstructionSolver, SGDSolver
+from targetprop.feedback import (
+    SOLVERS,
+    AdamSolver,
+    CorrelationSolver,
+    CoupledSolver,
+    PredictiveSolver,
+    ReconstructionSolver,
+    SGDSolver,
+)
 from targetprop.networks import NETWORKS
 
 Precision = Literal["float32", "float64", "tf32", "bfloat16"]
@@ -34,6 +43,7 @@ class NetworkConfig:
         channels: its widths; default the network's own.
         activation: default the network's own.
         bias: biases in forward and feedback maps.
+        batch_norm: batch normalisation, in ResNets.
         feedback: "matched" or "mirror".
 
     """
@@ -42,6 +52,7 @@ class NetworkConfig:
     channels: list[int] | None = None
     activation: str | None = None
     bias: bool = True
+    batch_norm: bool = False
     feedback: Literal["matched", "mirror"] = "matched"
 
 
@@ -89,6 +100,28 @@ class AlgorithmConfig:
     solver: str | None = None
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """How DRL and DDTP-linear train their feedback; see their classes.
+
+    Attributes:
+        noise: σ.
+        lr: of Adam on the feedback weights.
+        iterations: per layer and batch.
+        damping: λ, of DRL.
+        weight_decay: of the feedback weights.
+        schedule: of DRL, "sequential" or "parallel".
+
+    """
+
+    noise: float = 0.01
+    lr: float = 1e-3
+    iterations: int = 1
+    damping: float = 0.0
+    weight_decay: float = 6e-5
+    schedule: Literal["sequential", "parallel"] = "sequential"
 
 
 @dataclass(frozen=True)
@@ -151,9 +184,12 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     predictive: PredictiveSolver = field(default_factory=PredictiveSolver)
+    coupled: CoupledSolver = field(default_factory=CoupledSolver)
     correlation: CorrelationSolver = field(default_factory=CorrelationSolver)
     sgd: SGDSolver = field(default_factory=SGDSolver)
+    adam: AdamSolver = field(default_factory=AdamSolver)
     reconstruction: ReconstructionSolver = field(default_factory=ReconstructionSolver)
+    drl: ReconstructConfig = field(default_factory=ReconstructConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     epochs: int = 10
@@ -252,8 +288,8 @@ def check(config: Config) -> None:
     choice("algorithm.name", config.algorithm.name, list(ALGORITHMS))
     if config.algorithm.solver is not None:
         choice("algorithm.solver", config.algorithm.solver, list(SOLVERS))
-        if config.algorithm.name in ("backprop", "fixed_weight_dtp"):
-            raise ConfigError(f"algorithm '{config.algorithm.name}' trains no feedback; drop algorithm.solver.")
+        if "solver" not in inspect.signature(ALGORITHMS[config.algorithm.name]).parameters:
+            raise ConfigError(f"algorithm '{config.algorithm.name}' takes no solver; drop algorithm.solver.")
     if config.network.channels is not None:
         widths = config.network.channels
         demand(bool(widths) and min(widths) > 0, "network.channels", widths, "positive widths")

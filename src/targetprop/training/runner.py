@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import signal
 import time
@@ -121,6 +122,10 @@ def build_network(config: Config, dataset: Dataset) -> Network:
     chosen = {"channels": config.network.channels, "activation": config.network.activation}
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     make = networks.NETWORKS[config.network.name]
+    if config.network.batch_norm:
+        if "batch_norm" not in inspect.signature(make).parameters:
+            raise ConfigError(f"network '{config.network.name}' has no batch normalisation; drop network.batch_norm.")
+        given["batch_norm"] = True
     try:
         net = make(dataset.in_shape, dataset.classes, bias=config.network.bias, feedback=config.network.feedback, **given)
         with torch.no_grad():
@@ -137,12 +142,11 @@ def build_algorithm(config: Config, net: Network) -> Algorithm:
     """The algorithm with its solver."""
     settings = config.algorithm
     kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing}
-    if settings.name != "backprop":
-        kwargs["beta"] = settings.beta
-    if settings.name not in ("backprop", "fixed_weight_dtp"):
-        kwargs["seed"] = config.seed
-        if settings.solver is not None:
-            kwargs["solver"] = getattr(config, settings.solver, None) or SOLVERS[settings.solver]()
+    kwargs |= {"beta": settings.beta, "seed": config.seed, **dataclasses.asdict(config.drl)}
+    if settings.solver is not None:
+        kwargs["solver"] = getattr(config, settings.solver, None) or SOLVERS[settings.solver]()
+    taken = inspect.signature(ALGORITHMS[settings.name]).parameters
+    kwargs = {key: value for key, value in kwargs.items() if key in taken}
     try:
         return ALGORITHMS[settings.name](net, **kwargs)
     except ValueError as error:
@@ -212,7 +216,8 @@ def load_weights(net: Network, state: dict[str, Any], path: Path) -> None:
 
 @torch.no_grad()
 def accuracy(net: Network, algo: Algorithm, batches: Batches) -> dict[str, float]:
-    """Mean loss and top-1 accuracy over a set; top-5 too where there are more than 10 classes."""
+    """Mean loss and top-1 accuracy over a set, in evaluation mode; top-5 too where there are more than 10 classes."""
+    net.eval()
     loss = top1 = top5 = 0.0
     wide = False
     for x, y in batches.once():
@@ -222,6 +227,7 @@ def accuracy(net: Network, algo: Algorithm, batches: Batches) -> dict[str, float
         wide = logits.shape[1] > 10
         if wide:
             top5 += (logits.topk(5).indices == y[:, None]).any(1).sum().item()
+    net.train()
     count = len(batches.data)
     return {"loss": loss / count, "accuracy": top1 / count, **({"top5": top5 / count} if wide else {})}
 
@@ -445,6 +451,15 @@ def resume(config: Config, folder: Path) -> Session:
     path = folder / "last.pt"
     session.restore(checkpoint.load(path, next(session.net.parameters()).device), path)
     return session
+
+
+def take_up(config: Config, folder: Path) -> Session:
+    """Resume the run in ``folder``, or start it where there is none, or none that has come to its first checkpoint."""
+    if (folder / "last.pt").exists():
+        return resume(config, folder)
+    for name in ("config.yaml", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    return start(config, folder)
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -1,0 +1,150 @@
+"""Target propagation whose feedback learns by the end-to-end difference reconstruction loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from targetprop.algorithms.base import Loss, Report
+from targetprop.algorithms.ldrl import LDRL
+from targetprop.feedback import FeedbackReport, Fixed
+from targetprop.feedback.adam import adam_step
+from targetprop.feedback.solver import PerLayer, noise_like, per_layer
+from targetprop.layers import Layer, Trace
+from targetprop.pairing import Network
+
+
+def to_output(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """The output of a chain of layers for x at its input."""
+    for layer in layers:
+        x = layer.trace(x).output
+    return x
+
+
+def from_output(leaves: Sequence[tuple[Layer, Trace]], d: Tensor) -> Tensor:
+    """Carry the output's difference d down the layers of ``leaves`` by difference-corrected feedback."""
+    for layer, trace in reversed(leaves):
+        d = layer.difference(trace, d)
+    return d
+
+
+def drl(
+    leaves: Sequence[tuple[Layer, Trace]], logits: Tensor, e: Tensor, h: Tensor, sigma: float, damping: float
+) -> tuple[Tensor, Tensor]:
+    """Difference reconstruction loss of the first of ``leaves`` and its gradient on that layer's ω (Meulemans et al. 2020).
+
+    With x = sⁿ⁻¹ perturbed by ε, run to the output ŝᴺ, u and v what the differences ŝᴺ − sᴺ and η are at the layer's feedback
+    map after they have come down through the layers above:
+
+        L = mean over the batch of (‖A_ωᵀu − ε‖² + λ‖A_ωᵀv‖²)/σ²
+
+    Its minimiser in a linear net is the damped pseudo-inverse Jᵀ(JJᵀ + λI)⁻¹ of the Jacobian from sⁿ⁻¹ to the output.
+
+    Args:
+        leaves: the layer and those above it, up to the output, with their clean passes.
+        logits: sᴺ.
+        e: ε = σ·noise shaped like x.
+        h: η = σ·noise shaped like the output.
+        sigma: σ.
+        damping: λ.
+
+    """
+    layer, trace = leaves[0]
+    shape, batch = trace.input.shape, len(trace.input)
+    lift = layer.stage.difference
+    moved = to_output([la for la, _ in leaves], trace.input + e) - logits
+    u = lift(trace.saved, trace.output, from_output(leaves[1:], moved))
+    v = lift(trace.saved, trace.output, from_output(leaves[1:], h))
+    missed, spilled = layer.feed_back(u, shape) - e, layer.feed_back(v, shape)
+    correlate = layer.map.correlate
+    gradient = correlate(u, missed, layer.omega.shape) + damping * correlate(v, spilled, layer.omega.shape)
+    loss = (missed.square().sum() + damping * spilled.square().sum()) / (sigma**2 * batch)
+    return loss, gradient * (2 / (sigma**2 * batch))
+
+
+class DRL(LDRL):
+    """Difference target propagation trained end to end (DTPDRL; Meulemans et al. 2020).
+
+    As L-DRL but for (a): each ωⁿ learns by Adam to bring a perturbation of sⁿ⁻¹ back from the *output*, so that targets tend
+    to those of Gauss–Newton. Not local: the loss of a layer needs all layers above it.
+
+    Attributes:
+        noise: σ.
+        lr: learning rate of ω.
+        iterations: K per layer and batch.
+        damping: λ.
+        weight_decay: of ω, in Adam; the usual stand-in for λ.
+        schedule: ``"sequential"``, ω learns before the batch's targets; ``"parallel"``, after them, as if at the same time.
+
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        beta: float = 0.1,
+        noise: PerLayer = 0.01,
+        lr: PerLayer = 1e-3,
+        iterations: int = 1,
+        damping: float = 0.0,
+        weight_decay: float = 6e-5,
+        schedule: Literal["sequential", "parallel"] = "sequential",
+        seed: int = 0,
+        loss: str | Loss = "cross_entropy",
+        label_smoothing: float = 0.0,
+    ):
+        """As for L-DRL; the settings of (a) are attributes, one number or one per layer with feedback.
+
+        Raises:
+            ValueError: the network has residual blocks, or an unknown schedule.
+
+        """
+        super().__init__(net, beta, Fixed(), seed, loss, label_smoothing)
+        demand_chain(net, "DRL")
+        if schedule not in ("sequential", "parallel"):
+            raise ValueError(f"unknown schedule '{schedule}'; choose 'sequential' or 'parallel'.")
+        self.noise, self.lr, self.iterations, self.damping = noise, lr, iterations, damping
+        self.weight_decay, self.schedule = weight_decay, schedule
+
+    @torch.no_grad()
+    def backward(self, x: Tensor, y: Tensor) -> Report:
+        """As L-DRL; with the parallel schedule (a) comes last."""
+        report = super().backward(x, y)
+        if self.schedule == "sequential":
+            return report
+        logits, traces = self.net.trace(x)
+        return Report(report.loss, logits, self.reconstruct(self.net.leaf_traces(traces)))
+
+    def train_feedback(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
+        """(a), unless it comes last."""
+        return self.reconstruct(leaves) if self.schedule == "sequential" else {}
+
+    def reconstruct(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
+        """K updates of every ω, from the output down, on the difference reconstruction loss."""
+        reports: dict[str, FeedbackReport] = {}
+        trained = [i for i, (layer, _) in enumerate(leaves) if layer.feedback_map is not None]
+        logits = leaves[-1][1].output
+        for index, i in reversed(list(enumerate(trained))):
+            (layer, trace), name = leaves[i], self.net.names[i]
+            sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
+            state = self.feedback_state.setdefault(name, {})
+            loss = None
+            for _ in range(self.iterations):
+                e, h = (noise_like(a, self._generator).mul_(sigma) for a in (trace.input, logits))
+                loss, gradient = drl(leaves[i:], logits, e, h, sigma, self.damping)
+                adam_step(layer.omega, gradient, state, lr, self.weight_decay)
+            reports[name] = FeedbackReport(self.iterations, loss)
+        return reports
+
+
+def demand_chain(net: Network, name: str) -> None:
+    """Refuse a network with residual blocks.
+
+    Raises:
+        ValueError: it has one.
+
+    """
+    if not all(isinstance(block, Layer) for block in net.blocks):
+        raise ValueError(f"{name} brings differences back through a chain of layers; this network has residual blocks.")

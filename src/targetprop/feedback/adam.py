@@ -1,0 +1,56 @@
+"""One update a batch on the L-DRL loss over several noise samples: the parallel variant of the paper's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from targetprop.feedback import losses
+from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
+from targetprop.layers import Layer, Trace
+
+
+def adam_step(weight: Tensor, gradient: Tensor, state: State, lr: float, weight_decay: float) -> None:
+    """Adam with coupled weight decay (Kingma and Ba 2015; β₁ = 0.9, β₂ = 0.999, ε = 1e-8), in place."""
+    if "steps" not in state:
+        state.update(steps=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
+    gradient = gradient.add(weight, alpha=weight_decay)
+    state["steps"] += 1
+    state["mean"].lerp_(gradient, 1 - 0.9)
+    state["square"].mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+    unbiased = 1 - 0.9 ** state["steps"], 1 - 0.999 ** state["steps"]
+    weight.addcdiv_(state["mean"], (state["square"] / unbiased[1]).sqrt_().add_(1e-8), value=-lr / unbiased[0])
+
+
+@dataclass(frozen=True)
+class AdamSolver:
+    """One Adam update a batch on the mean of the L-DRL loss over ``samples`` draws of noise (Ernoult et al. 2022, code).
+
+    Attributes:
+        noise: σ, standard deviation of ε and η; a number, or one per layer with feedback.
+        lr: learning rate of ω.
+        samples: draws of noise in an update.
+        weight_decay: of ω.
+
+    """
+
+    noise: PerLayer = 0.1
+    lr: PerLayer = 3e-4
+    samples: int = 10
+    weight_decay: float = 1e-4
+    tracking: bool = False
+
+    reads_output = True
+
+    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+        """One update of ω; the reported loss is that before it."""
+        sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
+        loss, gradient = trace.input.new_zeros(()), torch.zeros_like(layer.omega)
+        for _ in range(self.samples):
+            e, h = (noise_like(a, generator).mul_(sigma) for a in (trace.input, trace.output))
+            one, part = losses.ldrl(layer, trace, e, h)
+            loss, gradient = loss + one / self.samples, gradient.add_(part, alpha=1 / self.samples)
+        adam_step(layer.omega, gradient, state, lr, self.weight_decay)
+        return FeedbackReport(1, loss)

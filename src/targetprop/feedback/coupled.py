@@ -1,0 +1,58 @@
+"""The predictive solver with a pathway of its own for predictions, so that ω is used in one direction only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator
+
+from targetprop.feedback.predictive import correction
+from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
+from targetprop.layers import Layer, Trace
+
+
+@dataclass(frozen=True)
+class CoupledSolver:
+    """Auxiliary weights κ predict the layer's response; ω and κ receive equal corrections and equal decay.
+
+        κ, ω ← (1 − λ)κ, (1 − λ)ω          r = A_θ ε − A_κ ε          κ, ω ← κ + Δ, ω + Δ,     Δ = corr(r, ε)/(D + d)
+
+    Kolen and Pollack's coupling (1994; Akrout et al. 2019): ω − κ shrinks by 1 − λ an iteration whatever the Δ, so ω converges
+    to what the prediction alone determines, and no synapse runs both ways. The decay costs accuracy: with a contraction c an
+    iteration, √(d/(D + d)), both rest at a relative mismatch of at most cλ/(1 − c(1 − λ)).
+
+    Attributes:
+        decay: λ.
+        iterations: per batch.
+        first_iterations: the same on the first batch.
+        oversampling: positions per iteration over d, as for the predictive solver.
+        max_samples: noise samples per iteration at most.
+
+    """
+
+    decay: float = 0.02
+    iterations: int = 5
+    first_iterations: int = 300
+    oversampling: float = 2.0
+    max_samples: int = 1024
+    tracking: bool = False
+
+    reads_output = False
+
+    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+        """Iterate both weights; the reported mismatch is that of κ before the last correction."""
+        use = taps(layer, trace.input)
+        samples = min(self.max_samples, math.ceil(self.oversampling * use.fan_in / use.positions))
+        count = self.iterations if "auxiliary" in state else self.first_iterations
+        kappa = state.setdefault("auxiliary", torch.zeros_like(layer.omega))
+        mismatch = None
+        for _ in range(count):
+            kappa.mul_(1 - self.decay)
+            layer.omega.mul_(1 - self.decay)
+            e = noise_like(trace.input, generator, samples)
+            step, mismatch = correction(layer, kappa, use, e, layer.respond(e))
+            kappa.add_(step)
+            layer.omega.add_(step)
+        return FeedbackReport(count, mismatch=mismatch)

@@ -1,0 +1,48 @@
+"""An oracle for analysis: the ω whose feedback Jacobian is nearest to the forward layer's transpose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator
+
+from targetprop.feedback.solver import FeedbackReport, State
+from targetprop.layers import Layer, Trace
+from targetprop.maps import along, sum_to_bias
+
+
+@dataclass(frozen=True)
+class JacobianMatching:
+    """Sets ω to the minimiser of E‖J_G − J_Fᵀ‖²_F over the batch in closed form (Bao et al. 2024); reads θ.
+
+    With J_G = A_ωᵀM and J_Fᵀ = A_θᵀN, M and N the Jacobians of the feedback and of the forward stage, each output channel of
+    ω is that of θ scaled by ⟨M, N⟩/⟨M, M⟩. Matched feedback has M = N, so ω = θ; mirror feedback does not. The inner products
+    are taken with random signs v, ⟨Mv, Nv⟩: exact unless pooling windows share a winner.
+
+    Attributes:
+        draws: of signs.
+
+    """
+
+    draws: int = 4
+    tracking: bool = False
+
+    reads_output = True
+
+    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+        """Set ω."""
+        cross = square = torch.zeros(())
+        for _ in range(self.draws):
+            v = torch.empty_like(trace.output).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+
+            def lift(d):
+                return layer.stage.difference(trace.saved, trace.output, d)
+
+            m = torch.func.jvp(lift, (torch.zeros_like(v),), (v,))[1]
+            n = layer.stage.vjp(trace.saved, v)
+            dim = layer.map.bias_dim
+            cross, square = cross + sum_to_bias(m * n, dim), square + sum_to_bias(m * m, dim)
+        scale = torch.where(square > 0, cross / square, torch.zeros_like(square))
+        layer.omega.copy_(layer.theta * along(scale, 0, layer.theta.dim()))
+        return FeedbackReport(0)

@@ -1,0 +1,82 @@
+"""Batch normalisation as a step of a stage: a scale per channel, fed back with the statistics of the clean pass frozen.
+
+y = γ·(c − μ)/√(v + ε) + b. In training μ and v are the batch's. Target propagation treats them as constants, with Jacobian
+γ/√(v + ε), as it does the winners of pooling: the part of backprop's gradient that goes through μ and v is left out. Updates
+are exact with running statistics (``net.eval()``) and stray from backprop's by that part in training. γ and b learn from the
+same local error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.activations import Feedback
+from targetprop.maps import along, sum_to_bias
+
+Kept = tuple[Tensor, Tensor, Tensor]
+ParameterGradients = list[tuple[nn.Parameter, Tensor]]
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """The step of an ``nn.BatchNorm1d`` or ``nn.BatchNorm2d``, which keeps its parameters and running statistics."""
+
+    module: Any
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
+        """The normalised x; saved are x, μ and 1/√(v + ε). Running statistics are read, not moved: see ``observe``."""
+        m = self.module
+        mean: Tensor
+        inverse: Tensor
+        if not m.training and m.running_mean is not None:
+            mean, inverse = m.running_mean, (m.running_var + m.eps).rsqrt()
+        else:
+            dims = [i for i in range(x.dim()) if i != 1]
+            variance, mean = torch.var_mean(x, dims, correction=0)
+            inverse = (variance + m.eps).rsqrt()
+        scale = inverse if m.weight is None else inverse * m.weight
+        shift = -mean * scale if m.bias is None else m.bias - mean * scale
+        return torch.addcmul(along(shift, 1, x.dim()), x, along(scale, 1, x.dim())), (x, mean, inverse)
+
+    def observe(self, saved: Kept) -> None:
+        """Move the running statistics towards those of a training pass, as the module itself would."""
+        m = self.module
+        if not m.training or m.running_mean is None:
+            return
+        x, mean, inverse = saved
+        count = x.numel() / x.shape[1]
+        with torch.no_grad():
+            m.num_batches_tracked += 1
+            rate = 1 / m.num_batches_tracked if m.momentum is None else m.momentum
+            m.running_mean.lerp_(mean.detach().to(m.running_mean.dtype), rate)
+            variance = inverse.detach().pow(-2) - m.eps
+            m.running_var.lerp_((variance * count / max(1.0, count - 1)).to(m.running_var.dtype), rate)
+
+    def jvp(self, saved: Kept, v: Tensor) -> Tensor:
+        """γ/√(v + ε) ⊙ v."""
+        _, _, inverse = saved
+        scale = inverse if self.module.weight is None else inverse * self.module.weight
+        return v * along(scale, 1, v.dim())
+
+    # Diagonal: its own transpose, and its own matched feedback.
+    vjp = difference = jvp
+
+    def lift(self, saved: Kept, t: Tensor, kind: Feedback) -> Tensor:
+        """The same; constants cancel in differences."""
+        return self.jvp(saved, t)
+
+    def gradients(self, saved: Kept, e: Tensor) -> ParameterGradients:
+        """Those of ⟨e, y⟩ on γ and b."""
+        x, mean, inverse = saved
+        m = self.module
+        if m.weight is None:
+            return []
+        total = sum_to_bias(e, 1)
+        return [(m.weight, (sum_to_bias(e * x, 1) - mean * total) * inverse), (m.bias, total)]
+
+
+MODULES: dict[type[nn.Module], Any] = {nn.BatchNorm1d: BatchNorm, nn.BatchNorm2d: BatchNorm}
