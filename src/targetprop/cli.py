@@ -1,4 +1,4 @@
-"""The command line: ``targetprop train | resume | sweep | evaluate | compare | bench | scaling | data | presets``."""
+"""The command line: ``targetprop train | resume | sweep | reproduce | evaluate | compare | bench | scaling | ...``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rich.table import Table
 from targetprop import PairingError, __version__
 from targetprop.analysis import figures, tables
 from targetprop.data import SOURCES, DataError, catalogue, fetch
-from targetprop.experiments import bench, scaling, sweep
+from targetprop.experiments import bench, reproduce, scaling, sweep
+from targetprop.experiments.cells import Place
 from targetprop.networks import NETWORKS
 from targetprop.training import checkpoint, config, runner
 from targetprop.training.checkpoint import CheckpointError
@@ -102,6 +103,21 @@ def sweep_command(args: argparse.Namespace, words: list[str]) -> None:
     for line in sweep.write(found, folder):
         table.add_row(*sweep.row(line))
     console.print(table)
+
+
+def reproduce_command(args: argparse.Namespace, words: list[str]) -> None:
+    """Make a figure or table of the paper, or go on with that."""
+    if words:
+        raise ConfigError(f"unexpected '{words[0]}'; see targetprop reproduce --help.")
+    if args.seeds is not None and args.seeds < 1:
+        raise ConfigError(f"--seeds {args.seeds} is out of range; expected at least 1.")
+    for name in reproduce.EXPERIMENTS if args.name == "all" else [args.name]:
+        folder = writable(args.out or f"reproduce/{args.scale}")
+        place = Place(writable(str(folder / name)), args.scale, args.seeds, args.data_dir, lambda t: console.print(f"  {t}"))
+        began = time.perf_counter()
+        console.print(f"{name}, scale {args.scale}")
+        reproduce.EXPERIMENTS[name](place)
+        console.print(f"{place.folder / name}.md, .csv, .png, .pdf in {time.perf_counter() - began:.0f} s")
 
 
 def evaluate(args: argparse.Namespace, words: list[str]) -> None:
@@ -323,6 +339,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after so many minutes")
     p.add_argument("--out", default="sweep", help="the folder of the runs, sweep.json and sweep.md")
     p.add_argument("--data-dir", help="where data sets lie")
+    p = add("reproduce", reproduce_command, "Make a figure or table of the paper; run it again to go on where it was.")
+    p.add_argument("name", choices=[*reproduce.EXPERIMENTS, "all"])
+    p.add_argument("--scale", choices=reproduce.SCALES, default="smoke", help="minutes, hours, or the paper's own (GPU)")
+    p.add_argument("--seeds", type=int, help="how many; default the experiment's own number")
+    p.add_argument("--data-dir", help="where data sets lie")
+    p.add_argument("--out", help="the folder of cells and results (default reproduce/SCALE)")
     p = add("evaluate", evaluate, "Test a run's weights.")
     p.add_argument("run", help="the run's folder")
     p.add_argument("--weights", choices=("best", "last"), default="last", help="which checkpoint")

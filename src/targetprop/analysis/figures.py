@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,111 @@ def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
     figure.savefig(path, dpi=120)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve with its spread.
+
+    Attributes:
+        label: in the legend.
+        x: abscissae.
+        y: ordinates, means over seeds.
+        spread: half the width of the band around them; None for none.
+        style: further arguments of matplotlib's ``plot``.
+
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+    style: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves over common axes.
+
+    Attributes:
+        title: above them.
+        xlabel: with units.
+        ylabel: with units.
+        lines: the curves.
+        xscale: "linear" or "log".
+        yscale: likewise.
+        floor: lower end of the ordinate, if it is fixed.
+
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: Sequence[Line]
+    xscale: str = "linear"
+    yscale: str = "linear"
+    floor: float | None = None
+
+
+def draw_panels(shown: Sequence[Panel], paths: Sequence[Path], columns: int = 2) -> None:
+    """Panels in rows of ``columns``, written to every path (PNG or PDF by its suffix); the legend stands beside each row.
+
+    A label has the same colour in every panel.
+    """
+    labels = list(dict.fromkeys(line.label for panel in shown for line in panel.lines))
+    colours = {label: f"C{i % 10}" for i, label in enumerate(labels)}
+    rows = -(-len(shown) // columns)
+    figure, axes = panels(min(columns, len(shown)), rows, 5.6)
+    flat = [ax for row in axes for ax in row]
+    for ax in flat[len(shown) :]:
+        ax.set_visible(False)
+    for ax, panel in zip(flat, shown, strict=False):
+        for line in panel.lines:
+            ax.plot(line.x, line.y, color=colours[line.label], label=line.label, **line.style)
+            if line.spread is not None and any(line.spread):
+                low = [a - b for a, b in zip(line.y, line.spread, strict=True)]
+                high = [a + b for a, b in zip(line.y, line.spread, strict=True)]
+                ax.fill_between(line.x, low, high, color=colours[line.label], alpha=0.2, lw=0)
+        ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel, xscale=panel.xscale, yscale=panel.yscale)
+        if panel.floor is not None:
+            ax.set_ylim(bottom=panel.floor)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    for path in paths:
+        figure.savefig(path, dpi=120)
+
+
+def draw_bars(
+    groups: Sequence[str],
+    bars: Mapping[str, Sequence[float]],
+    errors: Mapping[str, Sequence[float]],
+    published: Mapping[str, Sequence[float]],
+    ylabel: str,
+    paths: Sequence[Path],
+) -> None:
+    """Grouped bars with error bars; a black dash marks the published height of those that have one.
+
+    Args:
+        groups: their names, along the abscissa.
+        bars: per label, a height per group.
+        errors: per label, a standard deviation per group.
+        published: per label, a height per group.
+        ylabel: with units.
+        paths: of the PNG or PDF files to write.
+
+    """
+    figure, ((ax,),) = panels(1, width=3 + 2.4 * len(groups))
+    width = 0.85 / len(bars)
+    for i, (label, heights) in enumerate(bars.items()):
+        places = [g + (i - (len(bars) - 1) / 2) * width for g in range(len(groups))]
+        hatch = "//" if i >= 10 else None
+        ax.bar(places, heights, width, yerr=errors[label], capsize=2, label=label, color=f"C{i % 10}", hatch=hatch)
+        if label in published:
+            ax.hlines(published[label], [p - width / 2 for p in places], [p + width / 2 for p in places], color="black", lw=2)
+    ax.plot([], [], color="black", lw=2, label="published")
+    ax.set_xticks(range(len(groups)), groups)
+    ax.set_ylabel(ylabel)
+    ax.grid(alpha=0.3, axis="y")
+    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for path in paths:
+        figure.savefig(path, dpi=120)

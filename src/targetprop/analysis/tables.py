@@ -43,9 +43,14 @@ class RunSummary:
 HEADINGS = ("run", "algorithm", "test accuracy", "time per step", "mean angle to backprop", "steps")
 
 
+def angle_summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The largest and the mean angle of all layers over the metric rows of a run that have them; None where none has."""
+    angles = [angle for row in rows for angle in row.get("angle", {}).values()]
+    return {"angle_max": max(angles, default=None), "angle_mean": sum(angles) / len(angles) if angles else None}
+
+
 def summarise(label: str, config: dict[str, Any], rows: list[dict[str, Any]], result: dict[str, Any] | None) -> RunSummary:
     """The line of a run from its configuration, metric rows and result."""
-    angles = [angle for row in rows for angle in row.get("angle", {}).values()]
     name = config["algorithm"]["name"] + (f" ({s})" if (s := config["algorithm"]["solver"]) else "")
     train = [row for row in rows if row["kind"] == "train"]
     step = max((row["step"] for row in rows), default=0)
@@ -55,7 +60,7 @@ def summarise(label: str, config: dict[str, Any], rows: list[dict[str, Any]], re
         name,
         result["test"]["accuracy"] if result else None,
         result["seconds_per_step"] if result else rough,
-        sum(angles) / len(angles) if angles else None,
+        angle_summary(rows)["angle_mean"],
         result["steps"] if result else step,
     )
 

@@ -62,14 +62,8 @@ def differences(a: Config, b: Config) -> str:
 
 def run_cell(cell: Cell, follow: Callable[[runner.Session], None]) -> None:
     """Start the cell's run, go on with it, or leave it alone if it has ended."""
-    if cell.result is not None:
-        return
-    if (cell.folder / "last.pt").exists():
-        follow(runner.resume(cell.config, cell.folder))
-    else:
-        (cell.folder / "config.yaml").unlink(missing_ok=True)  # killed before its first checkpoint: start anew
-        (cell.folder / "metrics.jsonl").unlink(missing_ok=True)
-        follow(runner.start(cell.config, cell.folder))
+    if cell.result is None:
+        follow(runner.take_up(cell.config, cell.folder))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""The parts of an experiment that are computed once each and kept: a folder a cell, so that an interrupted whole goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from targetprop import data, networks
+from targetprop.analysis.tables import markdown
+from targetprop.data import Batches, Dataset
+from targetprop.experiments.bench import provenance
+from targetprop.pairing import Network
+from targetprop.training.checkpoint import write_text
+from targetprop.training.config import ConfigError
+from targetprop.training.device import layout
+from targetprop.training.logging import environment
+
+Result = dict[str, Any]
+Tell = Callable[[str], None]
+"""Is told in a few words what is computed now."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how an experiment is made.
+
+    Attributes:
+        folder: of its cells and results.
+        scale: "smoke", "cpu" or "paper".
+        seeds: how many; None for the usual number.
+        data_dir: where data sets lie.
+        tell: of progress.
+
+    """
+
+    folder: Path
+    scale: str
+    seeds: int | None = None
+    data_dir: str | None = None
+    tell: Tell = lambda text: None
+
+    def choose(self, own: Sequence[int]) -> list[int]:
+        """The seeds to take: the experiment's own, as many as asked for (two to smoke), going on by ones beyond them."""
+        usual = min(2, len(own)) if self.scale == "smoke" else len(own)
+        count = usual if self.seeds is None else self.seeds
+        return [*own[:count], *(own[-1] + 1 + i for i in range(count - len(own)))]
+
+
+def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Result]) -> Result:
+    """The result in the cell's folder, computed if it is not there yet.
+
+    Args:
+        place: of the experiment.
+        name: of the cell, a relative path.
+        settings: what the result depends on, as plain values; a cell with others is refused.
+        compute: (folder) ↦ result, plain values; may keep checkpoints there.
+
+    Raises:
+        ConfigError: the folder holds a result of other settings.
+
+    """
+    folder = place.folder / "cells" / name
+    path, settings = folder / "cell.json", json.loads(json.dumps(settings))
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept["settings"] != settings:
+            other = [key for key in {**settings, **kept["settings"]} if settings.get(key) != kept["settings"].get(key)]
+            raise ConfigError(f"{folder} holds a result with other settings ({', '.join(other)}); give another --out.")
+        return kept["result"]
+    place.tell(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    result = compute(folder)
+    record = environment(torch.device("cpu"), settings.get("seed", 0))
+    kept = {"settings": settings, "environment": record, "seconds": time.perf_counter() - began, "result": result}
+    write_text(path, json.dumps(kept, indent=1) + "\n")
+    return json.loads(json.dumps(result))
+
+
+def lenet_batch(data_name: str, data_dir: str | None, seed: int, bias: bool, kind: str, augment: str) -> tuple[Network, Any]:
+    """A LeNet with weights of ``seed`` and the first shuffled batch of 256 of that seed, (x, y)."""
+    dataset = load(data_name, data_dir)
+    torch.manual_seed(seed)
+    net = networks.lenet(dataset.in_shape, dataset.classes, bias=bias, feedback=kind)  # type: ignore[arg-type]
+    form = layout(net, "auto")
+    net = net.to(memory_format=form)  # type: ignore[call-overload]
+    batches = Batches(dataset.train, dataset.mean, dataset.std, 256, augment=augment, seed=seed, memory_format=form)
+    return net, next(batches.epoch(0))
+
+
+def slug(label: str) -> str:
+    """A label as the name of a folder."""
+    return "".join(c for c in label.replace(" ", "-") if c not in ",'=")
+
+
+def listed(seeds: Sequence[int]) -> str:
+    """How many seeds, and which."""
+    return f"{len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f"seed {seeds[0]} only"
+
+
+def load(name: str, folder: str | None) -> Dataset:
+    """A data set."""
+    return data.load(name, folder)
+
+
+def mean_and_std(values: Iterable[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Over equally long rows, entry by entry; the deviation of a single row is 0."""
+    columns = list(zip(*values, strict=True))
+    return [statistics.mean(c) for c in columns], [statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows with the keys of the first as columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_markdown(place: Place, name: str, title: str, about: str, headings: Sequence[str], lines: Sequence[Sequence[str]]):
+    """``name.md`` in the experiment's folder: what was done, where it ran, and a table."""
+    record = environment(torch.device("cpu"), 0)
+    text = f"# {title}\n\n{about}\n\n{provenance(record)}\n{markdown(headings, lines)}"
+    write_text(place.folder / f"{name}.md", text)

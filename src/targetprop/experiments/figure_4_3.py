@@ -1,0 +1,258 @@
+"""Figure 4.3 of Ernoult et al. (2022): does every layer's update follow the loss gradient?
+
+LeNet without biases, frozen random forward weights, one batch a seed; the feedback weights learn on that batch, then the
+angle of each layer's update to the backprop gradient is measured. The paper's conditions all use mirror feedback; matched
+feedback with each solver stands beside them. A second picture shows the same angles over training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from targetprop.algorithms import LDRL, Algorithm, DDTPLinear
+from targetprop.analysis.alignment import update_alignment
+from targetprop.analysis.figures import Line, Panel, draw_bars, draw_panels
+from targetprop.experiments.cells import (
+    Place,
+    Result,
+    cell,
+    lenet_batch,
+    listed,
+    mean_and_std,
+    slug,
+    write_csv,
+    write_markdown,
+)
+from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, Solver, Symmetric
+from targetprop.layers import Layer, Trace
+from targetprop.pairing import Network
+from targetprop.training import checkpoint, config, runner
+from targetprop.training.config import Config
+from targetprop.training.logging import read_metrics
+
+SEEDS = (123, 124, 125, 126, 127)
+BETA = 0.4655
+LAYERS = ("conv_0", "conv_1", "fc_2", "fc_3")
+SCALES: dict[str, Result] = {
+    "smoke": {"data": "digits", "iterations": 30, "drl_iterations": 30},
+    "cpu": {"data": "cifar10", "iterations": 5000, "drl_iterations": 5000},
+    "paper": {"data": "cifar10", "iterations": 5000, "drl_iterations": 5000},
+}
+PUBLISHED = {
+    "DRL, random": (90.0, 89.6, 89.4, 1.3),
+    "L-DRL, random": (87.1, 90.0, 89.6, 0.0),
+    "DRL, trained": (84.6, 83.0, 13.4, 1.3),
+    "L-DRL, paper's solver": (33.4, 8.0, 2.4, 0.0),
+    "L-DRL, symmetric": (23.6, 2.1, 0.0, 0.0),
+}
+"""Degrees per layer (PAPER-DETAILS 6.3)."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How the feedback of L-DRL comes about.
+
+    Attributes:
+        kind: "matched" or "mirror".
+        solver: one call is one iteration, or all there is to do.
+        iterations: calls per layer; None for those of the scale.
+        beta: β.
+        dtype: of everything.
+
+    """
+
+    kind: str
+    solver: Solver
+    iterations: int | None = None
+    beta: float = BETA
+    dtype: torch.dtype = torch.float32
+
+
+paper = SGDSolver(noise=(0.2, 0.2, 0.1), lr=(1e-4, 2.5e-3, 1e-2), iterations=1, momentum=0.9)
+ours = PredictiveSolver(tolerance=0.02, tracking=False)
+CONDITIONS: dict[str, Condition | None] = {
+    "DRL, random": None,
+    "L-DRL, random": Condition("mirror", Fixed(), 0),
+    "DRL, trained": None,
+    "L-DRL, paper's solver": Condition("mirror", paper),
+    "L-DRL, symmetric": Condition("mirror", Symmetric(), 1),
+    "predictive, mirror": Condition("mirror", ours, 1),
+    "correlation, matched": Condition("matched", CorrelationSolver(window=10**6), 1000),
+    "predictive, matched": Condition("matched", ours, 1),
+    "predictive, matched, β = 0.1": Condition("matched", ours, 1, 0.1),
+    "symmetric, matched": Condition("matched", Symmetric(), 1),
+    "symmetric, matched, β = 1e-6": Condition("matched", Symmetric(), 1, 1e-6, torch.float64),
+}
+"""None: DDTP-linear, what the paper calls DRL."""
+
+
+@torch.no_grad()
+def train_layer(
+    folder: Path, index: int, solver: Solver, layer: Layer, trace: Trace, iterations: int, seed: int, tell=lambda done: None
+) -> None:
+    """So many calls of the solver on one layer and batch, with a checkpoint every 250."""
+    path = folder / f"layer-{index}.pt"
+    generator, state, done = torch.Generator().manual_seed(seed + index), {}, 0
+    if path.exists():
+        kept = checkpoint.load(path)
+        layer.omega.copy_(kept["omega"])
+        state, done = kept["state"], kept["done"]
+        generator.set_state(kept["generator"])
+    while done < iterations:
+        solver.train(index, layer, trace, state, generator)
+        done += 1
+        if done % 250 == 0:
+            checkpoint.save(
+                path, {"omega": layer.omega.data, "state": state, "generator": generator.get_state(), "done": done}
+            )
+            tell(done)
+
+
+def gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> list[tuple[float, float]]:
+    """(angle, relative distance) of every layer's update to the backprop gradient of the mean loss."""
+    net.zero_grad()
+    algo.backward(x, y)
+    updates = [layer.theta.grad.clone() for layer in net.layers]  # type: ignore[union-attr]
+    exact = torch.autograd.grad(algo.loss(net(x), y), [layer.theta for layer in net.layers])
+    return update_alignment(updates, list(exact))
+
+
+def measure_ldrl(place: Place, folder: Path, label: str, seed: int, settings: Result) -> Result:
+    """Train the feedback of a condition of L-DRL and measure the updates."""
+    condition = CONDITIONS[label]
+    assert condition is not None
+    net, (x, y) = lenet_batch(settings["data"], place.data_dir, seed, False, condition.kind, "flip-crop")
+    net, x = net.to(condition.dtype), x.to(condition.dtype)
+    with torch.no_grad():
+        leaves = net.leaf_traces(net.trace(x)[1])
+    iterations = settings["iterations"] if condition.iterations is None else min(condition.iterations, settings["iterations"])
+    for index, (layer, trace) in enumerate(leaves[1:]):
+
+        def tell(done: int, index: int = index) -> None:
+            place.tell(f"{label}, seed {seed}, layer {index + 1}, iteration {done}")
+
+        train_layer(folder, index, condition.solver, layer, trace, iterations, seed, tell)
+    return as_result(gradients(net, LDRL(net, condition.beta, Fixed()), x, y))
+
+
+def measure_drl(place: Place, folder: Path, trained: bool, seed: int, settings: Result) -> Result:
+    """The same for DDTP-linear; each layer's feedback descends its reconstruction loss on the batch."""
+    net, (x, y) = lenet_batch(settings["data"], place.data_dir, seed, False, "mirror", "flip-crop")
+    with torch.no_grad():
+        leaves = net.leaf_traces(net.trace(x)[1])
+    algo = DDTPLinear(net, BETA, 0.0092104, 0.00451575, 0, seed=seed)
+    path = folder / "directs.pt"
+    done = 0
+    if path.exists():
+        kept = checkpoint.load(path)
+        done = kept["done"]
+        algo.load_state_dict(kept["algorithm"])
+    iterations = settings["drl_iterations"] if trained else 0
+    while done < iterations:
+        with torch.no_grad():
+            for i, (_, trace) in enumerate(leaves[:-1]):
+                # their loss is the mean over units: weight decay counts for more
+                algo.weight_decay = 6.1693e-5 * trace.output[0].numel()
+                algo.reconstruct(i, leaves)
+        done += 1
+        if done % 250 == 0:
+            checkpoint.save(path, {"algorithm": algo.state_dict(), "done": done})
+            place.tell(f"DRL, seed {seed}, iteration {done}")
+    return as_result(gradients(net, algo, x, y))
+
+
+def as_result(found: Sequence[tuple[float, float]]) -> Result:
+    """Angles and distances per layer."""
+    return {"angle": [a for a, _ in found], "distance": [d for _, d in found]}
+
+
+def reproduce(place: Place) -> None:
+    """Compute what is missing, then write CSV, pictures and a table; then the angles over training."""
+    settings = SCALES[place.scale]
+    seeds = place.choose(SEEDS)
+    results: dict[str, list[Result]] = {}
+    for seed in seeds:
+        for label, condition in CONDITIONS.items():
+
+            def compute(folder: Path, label: str = label, condition: Any = condition, seed: int = seed) -> Result:
+                if condition is None:
+                    return measure_drl(place, folder, label == "DRL, trained", seed, settings)
+                return measure_ldrl(place, folder, label, seed, settings)
+
+            results.setdefault(label, []).append(
+                cell(place, f"{slug(label)}/seed-{seed}", {**settings, "seed": seed}, compute)
+            )
+        write(place, results, seeds[: seeds.index(seed) + 1])
+    over_training(place)
+
+
+def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) -> None:
+    """``figure-4.3`` as .csv, .png, .pdf and .md."""
+    means, stds, rows, table = {}, {}, [], []
+    for label, runs in results.items():
+        means[label], stds[label] = mean_and_std(run["angle"] for run in runs)
+        apart, apart_std = mean_and_std(run["distance"] for run in runs)
+        for values in zip(LAYERS, means[label], stds[label], apart, apart_std, strict=True):
+            keys = ("layer", "angle", "angle_std", "distance", "distance_std")
+            rows.append({"condition": label, **dict(zip(keys, values, strict=True))})
+        shown = [f"{a:.2f} ± {s:.2f}" for a, s in zip(means[label], stds[label], strict=True)]
+        known = "/".join(f"{a:g}" for a in PUBLISHED[label]) if label in PUBLISHED else "–"
+        table.append((label, known, *shown))
+    paths = [place.folder / f"figure-4.3.{suffix}" for suffix in ("png", "pdf")]
+    draw_bars(LAYERS, means, stds, PUBLISHED, "angle of the update to the backprop gradient (degrees)", paths)
+    write_csv(place.folder / "figure-4.3.csv", rows)
+    settings = SCALES[place.scale]
+    about = (
+        f"LeNet without biases on {settings['data']}, ELU, frozen random θ, one augmented batch of 256 a seed, β {BETA} where "
+        f"not stated, {listed(seeds)}. Angle between each layer's update and the backprop gradient of the mean loss, degrees, "
+        f"mean ± standard deviation. The paper's solver: {settings['iterations']} iterations a layer, σ 0.2 0.2 0.1, lr 1e-4 "
+        "2.5e-3 1e-2, momentum 0.9. DRL: DDTP-linear, Adam. Predictive: tolerance 0.02. Mirror feedback where not stated."
+    )
+    headings = ("condition", "published " + "/".join(LAYERS), *LAYERS)
+    write_markdown(place, "figure-4.3", "Figure 4.3: the updates of every layer", about, headings, table)
+
+
+TRAINING: dict[str, Result] = {
+    "smoke": {"data.name": "digits", "data.augment": "none", "data.batch_size": 64, "steps": 6, "measure_every": 2},
+    "cpu": {"data.name": "cifar10", "steps": 100, "measure_every": 10},
+    "paper": {"data.name": "cifar10", "epochs": 90, "measure_every": 350},
+}
+VARIANTS: dict[str, tuple[str, Result]] = {
+    "L-DRL, paper's solver": ("cifar10-lenet-ldrl-paper", {}),
+    "correlation, matched": ("cifar10-lenet-ldrl", {"algorithm.solver": "correlation"}),
+    "predictive, matched": ("cifar10-lenet-ldrl", {}),
+}
+
+
+def over_training(place: Place) -> None:
+    """Train LeNet with each solver and draw the angles of its layers as they go: ``alignment-over-training`` .png and .pdf."""
+    chosen = TRAINING[place.scale]
+    shown, rows = [], []
+    for label, (preset, settings) in VARIANTS.items():
+        overrides = {**settings, **chosen, "data.validation": 0, "data.dir": place.data_dir}
+        run = config.load(preset, [(key, value) for key, value in overrides.items() if value is not None])
+        folder = place.folder / "cells" / "training" / slug(label) / "run"
+
+        def compute(_: Path, run: Config = run, folder: Path = folder) -> Result:
+            return runner.run(runner.take_up(run, folder))
+
+        cell(place, f"training/{slug(label)}", run_settings(run), compute)
+        measured = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("angle")]
+        at = [row["step"] for row in measured]
+        lines = [Line(layer, at, [row["angle"][layer] for row in measured]) for layer in measured[0]["angle"]]
+        shown.append(Panel(label, "step", "angle to the backprop gradient (degrees)", lines, floor=0))
+        rows += [{"condition": label, "step": row["step"], **row["angle"]} for row in measured]
+    draw_panels(shown, [place.folder / f"alignment-over-training.{suffix}" for suffix in ("png", "pdf")], 3)
+    write_csv(place.folder / "alignment-over-training.csv", rows)
+
+
+def run_settings(run: Config) -> Result:
+    """A run's configuration, wherever its data lie."""
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, dir=None)).to_dict()

@@ -1,0 +1,196 @@
+"""Tables 1 and 2 of Ernoult et al. (2022): test accuracies of L-DRL beside backprop and the algorithms it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from targetprop.analysis.figures import draw_bars
+from targetprop.analysis.tables import angle_summary
+from targetprop.experiments.cells import Place, Result, cell, listed, mean_and_std, slug, write_csv, write_markdown
+from targetprop.experiments.figure_4_3 import run_settings
+from targetprop.training import config, runner
+from targetprop.training.logging import read_metrics
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained.
+
+    Attributes:
+        sets: data sets, the rows.
+        seeds: their seeds.
+        settings: over every preset.
+        reduced: what differs from the paper, in words.
+
+    """
+
+    sets: Sequence[str]
+    seeds: Sequence[int]
+    settings: Result
+    reduced: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a table holds.
+
+    Attributes:
+        title: of the table.
+        network: as in the names of presets.
+        columns: label ↦ (variant of the preset, settings over it).
+        scales: by name.
+        published: (set, column) ↦ what PAPER.md gives, as text.
+
+    """
+
+    title: str
+    network: str
+    columns: dict[str, tuple[str, Result]]
+    scales: dict[str, Scale]
+    published: dict[tuple[str, str], str]
+
+
+ALIKE: Result = {"schedule.unit": "step", "schedule.minimum": 0.0, "data.batch_size": 128, "optimizer.weight_decay": 1e-4}
+"""Of reduced runs: the same batch and schedule for every column."""
+
+SMOKE = Scale(
+    ["digits"],
+    [0],
+    {**ALIKE, "steps": 8, "schedule.period": 8, "data.batch_size": 32},
+    "digits, 8 steps of 32 images: tries the machinery, says nothing about the algorithms",
+)
+
+PAPERS = "L-DRL, paper's solver"
+TABLE_1 = Contents(
+    title="Table 1: LeNet",
+    network="lenet",
+    columns={
+        "backprop": ("backprop", {}),
+        "L-DRL": ("ldrl", {}),
+        PAPERS: ("ldrl-paper", {}),
+        "DTP": ("backprop", {"algorithm.name": "dtp"}),
+        "DRL": ("backprop", {"algorithm.name": "drl"}),
+        "DDTP-linear": ("backprop", {"algorithm.name": "ddtp_linear"}),
+        "FA": ("backprop", {"algorithm.name": "feedback_alignment"}),
+    },
+    scales={
+        "smoke": Scale(
+            ["digits"], [0], {**ALIKE, "steps": 8, "schedule.period": 8, "data.batch_size": 32}, "digits, 8 steps of 32"
+        ),
+        "cpu": Scale(
+            ["mnist", "fashion-mnist", "cifar10"],
+            [0, 1, 2],
+            {**ALIKE, "network.channels": [16, 32, 128], "steps": 200, "schedule.period": 200, "measure_every": 20},
+            "LeNet of widths 16, 32, 128 instead of 32, 64, 512; 200 steps of 128 images instead of 90 epochs; 3 seeds",
+        ),
+        "paper": Scale(["mnist", "fashion-mnist", "cifar10"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
+    },
+    published={
+        ("mnist", PAPERS): "98.93 ± 0.04",
+        ("fashion-mnist", PAPERS): "90.91 ± 0.17 or 90.35 ± 0.11 (citing papers disagree)",
+        ("cifar10", PAPERS): "85.3 (unverified)",
+        ("cifar10", "backprop"): "86.3 (unverified)",
+        ("cifar10", "DDTP-linear"): "76.0 (unverified)",
+    },
+)
+TABLE_2 = Contents(
+    title="Table 2: SimpleVGG",
+    network="vgg",
+    columns={"backprop": ("backprop", {}), "L-DRL": ("ldrl", {}), PAPERS: ("ldrl-paper", {})},
+    scales={
+        "smoke": Scale(
+            ["digits"], [0], {**ALIKE, "steps": 8, "schedule.period": 8, "data.batch_size": 32}, "digits, 8 steps of 32"
+        ),
+        "cpu": Scale(
+            ["cifar10"],
+            [0, 1, 2],
+            {**ALIKE, "network.channels": [32, 64, 128, 128, 256], "epochs": 2, "steps": 700, "schedule.period": 700},
+            "widths 32-64-128-128-256 instead of 128-128-256-256-512; 700 steps of 128 images (two epochs) instead of 90 "
+            "epochs; 3 seeds",
+        ),
+        "paper": Scale(["cifar10", "imagenet32"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
+    },
+    published={("cifar10", PAPERS): "89.38 ± 0.20", ("cifar10", "backprop"): "89.07 ± 0.22"},
+)
+
+
+def chosen(contents: Contents, scale: str, data_name: str, column: str, seed: int, data_dir: str | None) -> config.Config:
+    """The configuration of a cell; a reduced scale gives every column the learning rate and images of backprop's preset."""
+    variant, settings = contents.columns[column]
+    prefix = "digits" if data_name == "digits" else f"{data_name}-{contents.network}"
+    presets = config.presets()
+    overrides: Result = {**settings, **contents.scales[scale].settings, "seed": seed}
+    if scale != "paper":
+        base = presets[f"{prefix}-backprop"]
+        shared = ("optimizer.lr", "data.augment", "data.padding")
+        overrides |= {key: base[key] for key in shared if key in base and key not in settings}
+    if data_dir:
+        overrides["data.dir"] = data_dir
+    return config.load(f"{prefix}-{variant}", list(overrides.items()))
+
+
+def columns(contents: Contents, scale: str) -> list[str]:
+    """The columns of a scale: a reduced table 2 leaves the paper's solver to table 1."""
+    return [c for c in contents.columns if scale != "cpu" or contents.network == "lenet" or c != PAPERS]
+
+
+def reproduce(contents: Contents, name: str, place: Place) -> None:
+    """Train what is missing, seed by seed; the table is written anew after each."""
+    scale = contents.scales[place.scale]
+    seeds = place.choose(scale.seeds)
+    wanted = [(data_name, column) for data_name in scale.sets for column in columns(contents, place.scale)]
+    runs = {(d, c, s): chosen(contents, place.scale, d, c, s, place.data_dir) for s in seeds for d, c in wanted}
+    results: dict[tuple[str, str], list[Result]] = {}
+    for (data_name, column, seed), run in runs.items():
+        where = f"{data_name}/{slug(column)}/seed-{seed}"
+
+        def compute(folder, run=run) -> Result:
+            result = runner.run(runner.take_up(run, folder / "run"))
+            return {**result, **angle_summary(read_metrics(folder / "run" / "metrics.jsonl"))}
+
+        results.setdefault((data_name, column), []).append(cell(place, where, run_settings(run), compute))
+        if (data_name, column) == wanted[-1]:
+            write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
+
+
+def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, str], list[Result]], seeds: Sequence[int]):
+    """The table as .csv, .png, .pdf and .md."""
+    scale = contents.scales[place.scale]
+    labels = columns(contents, place.scale)
+    rows: list[dict[str, Any]] = []
+    means: dict[str, list[float]] = {label: [] for label in labels}
+    stds: dict[str, list[float]] = {label: [] for label in labels}
+    table = []
+    for data_name in scale.sets:
+        shown = [data_name]
+        for label in labels:
+            runs = results[data_name, label]
+            (mean,), (std,) = mean_and_std([100 * run["test"]["accuracy"]] for run in runs)
+            means[label].append(mean)
+            stds[label].append(std)
+            known = contents.published.get((data_name, label))
+            shown.append(f"{mean:.2f} ± {std:.2f}" + (f" (published {known})" if known else ""))
+            seconds = sum(run["seconds_per_step"] for run in runs) / len(runs)
+            degrees = [run["angle_max"] for run in runs if run["angle_max"] is not None]
+            rows.append(
+                {
+                    "set": data_name,
+                    "column": label,
+                    "accuracy": mean,
+                    "std": std,
+                    "seeds": len(runs),
+                    "steps": runs[0]["steps"],
+                    "seconds_per_step": seconds,
+                    "angle_max": max(degrees, default=None),
+                }
+            )
+        table.append(shown)
+    draw_bars(scale.sets, means, stds, {}, "test accuracy (%)", [place.folder / f"{name}.{s}" for s in ("png", "pdf")])
+    write_csv(place.folder / f"{name}.csv", rows)
+    about = (
+        f"Test accuracy in per cent, mean ± standard deviation, {listed(seeds)}; tested once, with the weights "
+        f"selected on 10 % of the training images. Reduced against the paper: {scale.reduced}."
+    )
+    write_markdown(place, name, contents.title, about, ("set", *labels), table)

@@ -1,0 +1,19 @@
+"""Every figure and table of the paper by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from targetprop.experiments import cost, figure_4_2, figure_4_3, paper_tables, theory
+from targetprop.experiments.cells import Place
+
+EXPERIMENTS: dict[str, Callable[[Place], None]] = {
+    "figure-4.2": figure_4_2.reproduce,
+    "figure-4.3": figure_4_3.reproduce,
+    "table-1": partial(paper_tables.reproduce, paper_tables.TABLE_1, "table-1"),
+    "table-2": partial(paper_tables.reproduce, paper_tables.TABLE_2, "table-2"),
+    "cost": cost.reproduce,
+    "theory": theory.reproduce,
+}
+SCALES = ("smoke", "cpu", "paper")

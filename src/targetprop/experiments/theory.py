@@ -1,0 +1,234 @@
+"""Numerical checks of the theory, in float64: how fast three errors vanish.
+
+* The L-DRL loss over σ² tends to its small-noise limit, −2⟨ε, J_G J_F ε⟩ + ‖J_G η‖² (Ernoult et al. 2022), as σ².
+* With ω = θᵀ the update of target propagation tends to the loss gradient as β, matched; mirror feedback leaves an error.
+* The mismatch of the Jacobians falls with the iterations of a solver: geometrically, about √(d/(D + d)) each, for the
+  predictive solver; as the root of their number for the correlation; to a floor for SGD.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from targetprop import networks
+from targetprop.algorithms import LDRL
+from targetprop.analysis.alignment import backprop_gradients
+from targetprop.analysis.figures import Line, Panel, draw_panels
+from targetprop.experiments.cells import Place, Result, cell, load, mean_and_std, write_csv, write_markdown
+from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, losses
+from targetprop.feedback.solver import Taps, taps
+from targetprop.layers import Layer, Trace
+from targetprop.pairing import Network
+
+SEEDS = (0, 1, 2)
+SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3)
+BETAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+SCALES: dict[str, Result] = {
+    "smoke": {"data": "digits", "batch": 64, "draws": 20, "iterations": 30},
+    "cpu": {"data": "cifar10", "batch": 64, "draws": 50, "iterations": 200},
+    "paper": {"data": "cifar10", "batch": 64, "draws": 50, "iterations": 200},
+}
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of the least-squares line through (log x, log y)."""
+    u, v = [math.log(a) for a in x], [math.log(b) for b in y]
+    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
+    return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / sum((a - mean_u) ** 2 for a in u)
+
+
+def batch(settings: Result, data_dir: str | None, seed: int) -> tuple[Tensor, Tensor, tuple[int, ...], int]:
+    """Standardised images and labels in float64, the images' shape and the number of classes."""
+    dataset = load(settings["data"], data_dir)
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[: settings["batch"]]
+    x = dataset.train.images[order].double()
+    return (x - x.mean()) / x.std(), dataset.train.labels[order], dataset.in_shape, dataset.classes
+
+
+@torch.no_grad()
+def small_noise(settings: Result, data_dir: str | None, seed: int, activation: str) -> Result:
+    """|mean of L/σ² − its limit| over σ for a hidden layer with mirror feedback.
+
+    Noise comes in pairs ±(ε, η), the same draws for every σ, so that odd orders cancel and sampling does not blur the slope.
+    """
+    x, _, shape, classes = batch(settings, data_dir, seed)
+    torch.manual_seed(seed)
+    net = networks.mlp(shape, classes, (64, 64), activation, feedback="mirror").double()
+    layer, trace = net.leaf_traces(net.trace(x)[1])[1]
+    generator = torch.Generator().manual_seed(seed)
+    draws = [
+        tuple(torch.randn(a.shape, generator=generator, dtype=a.dtype) for a in (trace.input, trace.output))
+        for _ in range(settings["draws"])
+    ]
+    limit = sum(limit_of_loss(layer, trace, e, h) for e, h in draws) / len(draws)
+    errors = []
+    for sigma in SIGMAS:
+        pairs = [(sign * sigma * e, sign * sigma * h) for e, h in draws for sign in (1, -1)]
+        mean = sum(losses.ldrl(layer, trace, e, h)[0].item() for e, h in pairs) / len(pairs)
+        errors.append(abs(mean / sigma**2 - limit))
+    return {"errors": errors, "limit": limit, "slope": slope(SIGMAS, errors)}
+
+
+def limit_of_loss(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> float:
+    """−2⟨ε, J_G J_F ε⟩ + ‖J_G η‖², batch mean, by forward-mode derivatives of F and G."""
+
+    def forward(x: Tensor) -> Tensor:
+        return layer.trace(x).output
+
+    def feedback(t: Tensor) -> Tensor:
+        return layer.feed_back(layer.stage.lift(trace.saved, t), trace.input.shape)
+
+    moved = torch.func.jvp(forward, (trace.input,), (e,))[1]
+    back, of_output = (torch.func.jvp(feedback, (trace.output,), (v,))[1] for v in (moved, h))
+    return ((-2 * (e * back).sum() + of_output.square().sum()) / len(e)).item()
+
+
+def gradient_error(settings: Result, data_dir: str | None, seed: int, kind: str) -> Result:
+    """‖∇ − ∇_BP‖/‖∇_BP‖ of all updates together over β, with ω = θᵀ, on LeNet with ELU."""
+    x, y, shape, classes = batch(settings, data_dir, seed)
+    torch.manual_seed(seed)
+    net = networks.lenet(shape, classes, (8, 16, 32), feedback=kind).double()  # type: ignore[arg-type]
+    copy_forward(net)
+    errors = []
+    for beta in BETAS:
+        algo = LDRL(net, beta, Fixed())
+        net.zero_grad()
+        algo.backward(x, y)
+        pairs = [(layer.theta.grad, g) for layer, g in zip(net.layers, backprop_gradients(net, algo, x, y), strict=True)]
+        apart = sum((u - g).square().sum().item() for u, g in pairs)  # type: ignore[operator]
+        errors.append((apart / sum(g.square().sum().item() for _, g in pairs)) ** 0.5)
+    return {"errors": errors, "slope": slope(BETAS[:3], errors[:3])}
+
+
+@torch.no_grad()
+def copy_forward(net: Network) -> None:
+    """ω = θ in every layer."""
+    for layer in net.layers[1:]:
+        layer.omega.copy_(layer.theta)
+
+
+@torch.no_grad()
+def mismatch(settings: Result, data_dir: str | None, seed: int) -> Result:
+    """‖A_ω − A_θ‖/‖A_θ‖ of a convolution after every iteration of each solver, and the predicted contraction."""
+    x, _, shape, classes = batch(settings, data_dir, seed)
+    solvers = {
+        "predictive": PredictiveSolver(0.0, 1, 1, oversampling=2, tracking=False),
+        "correlation": CorrelationSolver(window=10**6),
+        "paper's SGD": SGDSolver(noise=0.1, lr=1e-3, iterations=1),
+    }
+    found: Result = {}
+    for name, solver in solvers.items():
+        torch.manual_seed(seed)
+        net = networks.simple_vgg(shape, classes, (8, 16)).double()
+        layer, trace = net.leaf_traces(net.trace(x)[1])[1]
+        use = taps(layer, trace.input)
+        state, generator = {}, torch.Generator().manual_seed(seed)
+        found[name] = []
+        for _ in range(settings["iterations"]):
+            solver.train(0, layer, trace, state, generator)
+            apart = use.counts * (layer.omega - layer.theta).square()
+            found[name].append((apart.sum() / (use.counts * layer.theta.square()).sum()).sqrt().item())
+        if name == "predictive":
+            samples = math.ceil(solver.oversampling * use.fan_in / use.positions)  # type: ignore[union-attr]
+            found["predicted"] = predicted(use, samples, found[name][0], settings["iterations"])
+    return found
+
+
+def predicted(use: Taps, samples: int, start: float, iterations: int) -> list[float]:
+    """The mismatch in expectation after each iteration, from ``start`` on, if it is spread evenly over the weights.
+
+    Under white noise a tap with D outputs keeps (d/(D + d))² of its squared error and catches D/(D + d)² of the squared
+    residual of an output. Were D the same for all taps, this would be the factor d/(D + d).
+    """
+    counts, d = use.counts.flatten(), use.fan_in
+    weights_per_tap = d * use.positions / counts.sum()
+    feeds = samples * counts
+    error = torch.full_like(counts, start**2)
+    found = []
+    for _ in range(iterations):
+        found.append(((counts * error).sum() / counts.sum()).sqrt().item())
+        residual = weights_per_tap * (counts * error).sum() / use.positions
+        error = (d / (feeds + d)) ** 2 * error + feeds / (feeds + d) ** 2 * residual
+    return found
+
+
+def csv_rows(check: str, case: str, x: Sequence[float], errors: Sequence[float], stds: Sequence[float]) -> list[Result]:
+    """A row per abscissa."""
+    return [{"check": check, "case": case, "x": a, "error": e, "std": s} for a, e, s in zip(x, errors, stds, strict=True)]
+
+
+def reproduce(place: Place) -> None:
+    """``theory`` .csv, .png, .pdf and .md."""
+    settings, seeds = SCALES[place.scale], place.choose(SEEDS)
+    noise: dict[str, list[Result]] = {}
+    nudge: dict[str, list[Result]] = {}
+    falls: list[Result] = []
+    for seed in seeds:
+        own = {**settings, "seed": seed}
+        for activation in ("tanh", "elu"):
+
+            def noisy(folder: Path, activation: str = activation, seed: int = seed) -> Result:
+                return small_noise(settings, place.data_dir, seed, activation)
+
+            noise.setdefault(activation, []).append(cell(place, f"noise/{activation}/seed-{seed}", own, noisy))
+        for kind in ("matched", "mirror"):
+
+            def nudged(folder: Path, kind: str = kind, seed: int = seed) -> Result:
+                return gradient_error(settings, place.data_dir, seed, kind)
+
+            nudge.setdefault(kind, []).append(cell(place, f"nudge/{kind}/seed-{seed}", own, nudged))
+        falls.append(
+            cell(place, f"mismatch/seed-{seed}", own, lambda folder, seed=seed: mismatch(settings, place.data_dir, seed))
+        )
+    write(place, noise, nudge, falls)
+
+
+def write(place: Place, noise: dict[str, list[Result]], nudge: dict[str, list[Result]], falls: list[Result]) -> None:
+    """Pictures, CSV and the fitted slopes."""
+    shown, table, rows = [], [], []
+    settings = SCALES[place.scale]
+    for title, xlabel, at, found, expected in (
+        ("L-DRL loss / σ² less its small-noise limit", "σ", SIGMAS, noise, {"tanh": "2", "elu": "2"}),
+        ("update less gradient, ω = θᵀ", "β", BETAS, nudge, {"matched": "1", "mirror": "0"}),
+    ):
+        lines = []
+        for label, runs in found.items():
+            errors, stds = mean_and_std(run["errors"] for run in runs)
+            (fitted,), (std,) = mean_and_std([run["slope"]] for run in runs)
+            lines.append(Line(f"{label}: slope {fitted:.2f}", at, errors))
+            table.append((title, label, f"{fitted:.2f} ± {std:.2f}", expected[label]))
+            rows += [
+                {"check": title, "case": label, "x": a, "error": e, "std": s} for a, e, s in zip(at, errors, stds, strict=True)
+            ]
+        shown.append(Panel(title, xlabel, "error", lines, "log", "log"))
+    lines = []
+    for label in falls[0]:
+        values, stds = mean_and_std(fall[label] for fall in falls)
+        at = list(range(1, len(values) + 1))
+        lines.append(Line(label, at, values, style={"ls": ":"} if label == "predicted" else {}))
+        rows += [
+            {"check": "mismatch", "case": label, "x": a, "error": v, "std": s}
+            for a, v, s in zip(at, values, stds, strict=True)
+        ]
+    few = 6
+    ratios = [(fall["predictive"][few - 1] / fall["predictive"][0]) ** (1 / (few - 1)) for fall in falls]
+    expected_factor = (falls[0]["predicted"][few - 1] / falls[0]["predicted"][0]) ** (1 / (few - 1))
+    (mean,), (std,) = mean_and_std([r] for r in ratios)
+    table.append(("mismatch, factor an iteration", "predictive", f"{mean:.3f} ± {std:.3f}", f"{expected_factor:.3f}"))
+    slopes = [slope(range(1, len(fall["correlation"]) + 1), fall["correlation"]) for fall in falls]
+    (mean,), (std,) = mean_and_std([s] for s in slopes)
+    table.append(("mismatch, slope", "correlation", f"{mean:.2f} ± {std:.2f}", "−0.5"))
+    shown.append(Panel("mismatch of the Jacobians", "iterations", "‖A_ω − A_θ‖/‖A_θ‖", lines, "log", "log", 1e-6))
+    draw_panels(shown, [place.folder / f"theory.{suffix}" for suffix in ("png", "pdf")], 3)
+    write_csv(place.folder / "theory.csv", rows)
+    about = (
+        f"float64, {settings['batch']} {settings['data']} images, {len(falls)} seeds. Loss: a hidden layer of 64 units, "
+        f"mirror feedback, {settings['draws']} antithetic pairs of noise. Update: LeNet 8-16-32 with ELU, slope over the "
+        "three smallest β. Mismatch: the second convolution of SimpleVGG 8-16; the factor is that of its first six iterations."
+    )
+    write_markdown(place, "theory", "Checks of the theory", about, ("check", "case", "fitted", "expected"), table)
