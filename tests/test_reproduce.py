@@ -36,7 +36,8 @@ def test_every_result_is_written_and_goes_on_where_it_was(name, tmp_path, monkey
         assert (folder / f"{name}.{suffix}").stat().st_size > 200
     assert all(image_is_drawn(path) for path in folder.glob("*.png"))
     text = (folder / f"{name}.md").read_text()
-    assert "Commit" in text
+    assert f"targetprop reproduce {name} --scale smoke" in text
+    assert "commit" in text
     assert "| --- |" in text
     rows = list(csv.DictReader((folder / f"{name}.csv").open()))
     assert len(rows) >= 3

@@ -156,9 +156,9 @@ class Panel:
 
 
 def draw_panels(shown: Sequence[Panel], paths: Sequence[Path], columns: int = 2) -> None:
-    """Panels in rows of ``columns``, written to every path (PNG or PDF by its suffix); the legend stands beside each row.
+    """Panels in rows of ``columns``, written to every path (PNG or PDF by its suffix).
 
-    A label has the same colour in every panel.
+    A label has the same colour in every panel; where the first panel has the labels of all, one legend stands beside them.
     """
     labels = list(dict.fromkeys(line.label for panel in shown for line in panel.lines))
     colours = {label: f"C{i % 10}" for i, label in enumerate(labels)}
@@ -176,9 +176,13 @@ def draw_panels(shown: Sequence[Panel], paths: Sequence[Path], columns: int = 2)
                 ax.fill_between(line.x, low, high, color=colours[line.label], alpha=0.2, lw=0)
         ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel, xscale=panel.xscale, yscale=panel.yscale)
         if panel.floor is not None:
-            ax.set_ylim(bottom=panel.floor)
+            ax.set_ylim(bottom=panel.floor, top=1.1 * max(max(line.y) for line in panel.lines))
         ax.grid(alpha=0.3)
-        ax.legend(fontsize="small")
+    if len(shown) > 1 and set(labels) == {line.label for line in shown[0].lines}:
+        figure.legend(*flat[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    else:
+        for ax in flat[: len(shown)]:
+            ax.legend(fontsize="small")
     for path in paths:
         figure.savefig(path, dpi=120)
 

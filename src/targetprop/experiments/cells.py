@@ -17,7 +17,6 @@ import torch
 from targetprop import data, networks
 from targetprop.analysis.tables import markdown
 from targetprop.data import Batches, Dataset
-from targetprop.experiments.bench import provenance
 from targetprop.pairing import Network
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import ConfigError
@@ -128,7 +127,25 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_markdown(place: Place, name: str, title: str, about: str, headings: Sequence[str], lines: Sequence[Sequence[str]]):
-    """``name.md`` in the experiment's folder: what was done, where it ran, and a table."""
-    record = environment(torch.device("cpu"), 0)
-    text = f"# {title}\n\n{about}\n\n{provenance(record)}\n{markdown(headings, lines)}"
+    """``name.md`` in the experiment's folder: what was done, how it was computed, and a table."""
+    text = f"# {title}\n\n{about}\n\n{provenance(place, name)}\n\n{markdown(headings, lines)}"
     write_text(place.folder / f"{name}.md", text)
+
+
+def provenance(place: Place, name: str) -> str:
+    """The command that makes the results, and where, when and from which source the cells came."""
+    kept = [json.loads(path.read_text()) for path in sorted((place.folder / "cells").rglob("cell.json"))]
+    records = [one["environment"] for one in kept]
+
+    def each(key: str) -> str:
+        return ", ".join(sorted({str(record[key]) for record in records}))
+
+    dates = sorted({record["date"][:10] for record in records})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    hours = sum(one["seconds"] for one in kept) / 3600
+    seeds = "" if place.seeds is None else f" --seeds {place.seeds}"
+    return (
+        f"    targetprop reproduce {name} --scale {place.scale}{seeds} --data-dir DATA\n\n"
+        f"{len(kept)} cells, {hours:.2f} hours in all, {when}, commit {each('commit')}, torch {each('torch')}, "
+        f"{each('device')}, {each('threads')} threads."
+    )

@@ -206,7 +206,7 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
         known = "/".join(f"{a:g}" for a in PUBLISHED[label]) if label in PUBLISHED else "–"
         table.append((label, known, *shown))
     paths = [place.folder / f"figure-4.3.{suffix}" for suffix in ("png", "pdf")]
-    draw_bars(LAYERS, means, stds, PUBLISHED, "angle of the update to the backprop gradient (degrees)", paths)
+    draw_bars(LAYERS, means, stds, PUBLISHED, "angle to the backprop gradient (degrees)", paths)
     write_csv(place.folder / "figure-4.3.csv", rows)
     settings = SCALES[place.scale]
     about = (

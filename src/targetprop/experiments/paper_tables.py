@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from targetprop.analysis.figures import draw_bars
@@ -23,6 +26,7 @@ class Scale:
         seeds: their seeds.
         settings: over every preset.
         reduced: what differs from the paper, in words.
+        grid: learning rates to choose from, by validation accuracy of the first seed; empty for those of the presets.
 
     """
 
@@ -30,6 +34,7 @@ class Scale:
     seeds: Sequence[int]
     settings: Result
     reduced: str
+    grid: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,10 @@ SMOKE = Scale(
     [0],
     {**ALIKE, "steps": 8, "schedule.period": 8, "data.batch_size": 32},
     "digits, 8 steps of 32 images: tries the machinery, says nothing about the algorithms",
+    (0.003, 0.03),
 )
 
+GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 PAPERS = "L-DRL, paper's solver"
 TABLE_1 = Contents(
     title="Table 1: LeNet",
@@ -84,6 +91,7 @@ TABLE_1 = Contents(
             [0, 1, 2],
             {**ALIKE, "network.channels": [16, 32, 128], "steps": 200, "schedule.period": 200, "measure_every": 20},
             "LeNet of widths 16, 32, 128 instead of 32, 64, 512; 200 steps of 128 images instead of 90 epochs; 3 seeds",
+            GRID,
         ),
         "paper": Scale(["mnist", "fashion-mnist", "cifar10"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
     },
@@ -109,6 +117,7 @@ TABLE_2 = Contents(
             {**ALIKE, "network.channels": [32, 64, 128, 128, 256], "epochs": 2, "steps": 700, "schedule.period": 700},
             "widths 32-64-128-128-256 instead of 128-128-256-256-512; 700 steps of 128 images (two epochs) instead of 90 "
             "epochs; 3 seeds",
+            GRID,
         ),
         "paper": Scale(["cifar10", "imagenet32"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
     },
@@ -117,15 +126,14 @@ TABLE_2 = Contents(
 
 
 def chosen(contents: Contents, scale: str, data_name: str, column: str, seed: int, data_dir: str | None) -> config.Config:
-    """The configuration of a cell; a reduced scale gives every column the learning rate and images of backprop's preset."""
+    """The configuration of a cell; at a reduced scale every column sees the images of backprop's preset."""
     variant, settings = contents.columns[column]
     prefix = "digits" if data_name == "digits" else f"{data_name}-{contents.network}"
     presets = config.presets()
     overrides: Result = {**settings, **contents.scales[scale].settings, "seed": seed}
     if scale != "paper":
         base = presets[f"{prefix}-backprop"]
-        shared = ("optimizer.lr", "data.augment", "data.padding")
-        overrides |= {key: base[key] for key in shared if key in base and key not in settings}
+        overrides |= {key: base[key] for key in ("data.augment", "data.padding") if key in base and key not in settings}
     if data_dir:
         overrides["data.dir"] = data_dir
     return config.load(f"{prefix}-{variant}", list(overrides.items()))
@@ -137,22 +145,49 @@ def columns(contents: Contents, scale: str) -> list[str]:
 
 
 def reproduce(contents: Contents, name: str, place: Place) -> None:
-    """Train what is missing, seed by seed; the table is written anew after each."""
+    """Train what is missing, seed by seed; the table is written anew after each.
+
+    Where the scale has a grid, each column's learning rate is chosen from it first, but for the paper's solver, which is
+    costly and keeps the rate that its authors tuned.
+    """
     scale = contents.scales[place.scale]
     seeds = place.choose(scale.seeds)
     wanted = [(data_name, column) for data_name in scale.sets for column in columns(contents, place.scale)]
-    runs = {(d, c, s): chosen(contents, place.scale, d, c, s, place.data_dir) for s in seeds for d, c in wanted}
+    plans = {(d, c): chosen(contents, place.scale, d, c, seeds[0], place.data_dir) for d, c in wanted}
+    for (data_name, column), plan in plans.items():
+        if scale.grid and column != PAPERS:
+            rate = best_rate(place, f"{data_name}/{slug(column)}", plan, scale.grid)
+            plans[data_name, column] = with_rate(plan, rate)
     results: dict[tuple[str, str], list[Result]] = {}
-    for (data_name, column, seed), run in runs.items():
-        where = f"{data_name}/{slug(column)}/seed-{seed}"
+    for seed in seeds:
+        for (data_name, column), plan in plans.items():
+            found = train(place, f"{data_name}/{slug(column)}/seed-{seed}", dataclasses.replace(plan, seed=seed))
+            results.setdefault((data_name, column), []).append({**found, "lr": plan.optimizer.lr})
+        write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
 
-        def compute(folder, run=run) -> Result:
+
+def with_rate(run: config.Config, rate: float) -> config.Config:
+    """The configuration with another learning rate."""
+    return dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, lr=rate))
+
+
+def train(place: Place, where: str, run: config.Config) -> Result:
+    """The result of a run with its angles, or ``diverged`` with the reason."""
+
+    def compute(folder: Path) -> Result:
+        try:
             result = runner.run(runner.take_up(run, folder / "run"))
-            return {**result, **angle_summary(read_metrics(folder / "run" / "metrics.jsonl"))}
+        except runner.Diverged as error:
+            return {"diverged": str(error)}
+        return {**result, **angle_summary(read_metrics(folder / "run" / "metrics.jsonl"))}
 
-        results.setdefault((data_name, column), []).append(cell(place, where, run_settings(run), compute))
-        if (data_name, column) == wanted[-1]:
-            write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
+    return cell(place, where, run_settings(run), compute)
+
+
+def best_rate(place: Place, where: str, plan: config.Config, grid: Sequence[float]) -> float:
+    """The learning rate of the grid with the best validation accuracy; a run that diverges has none."""
+    found = {rate: train(place, f"{where}/lr-{rate:g}", with_rate(plan, rate)) for rate in grid}
+    return max(grid, key=lambda rate: found[rate].get("validation_accuracy", -1.0))
 
 
 def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, str], list[Result]], seeds: Sequence[int]):
@@ -166,22 +201,29 @@ def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, 
     for data_name in scale.sets:
         shown = [data_name]
         for label in labels:
-            runs = results[data_name, label]
-            (mean,), (std,) = mean_and_std([100 * run["test"]["accuracy"]] for run in runs)
+            runs = [run for run in results[data_name, label] if "diverged" not in run]
+            lost = len(results[data_name, label]) - len(runs)
+            (mean,), (std,) = mean_and_std([100 * run["test"]["accuracy"]] for run in runs) if runs else ([0.0], [0.0])
             means[label].append(mean)
             stds[label].append(std)
             known = contents.published.get((data_name, label))
-            shown.append(f"{mean:.2f} ± {std:.2f}" + (f" (published {known})" if known else ""))
-            seconds = sum(run["seconds_per_step"] for run in runs) / len(runs)
+            text = [f"{mean:.2f} ± {std:.2f}"] if runs else []
+            text += [f"{lost} diverged"] if lost else []
+            text += [f"published {known}"] if known else []
+            shown.append("; ".join(text))
+            text += [f"lr {results[data_name, label][0]['lr']:g}"]
+            seconds = statistics.mean(run["seconds_per_step"] for run in runs) if runs else None
             degrees = [run["angle_max"] for run in runs if run["angle_max"] is not None]
             rows.append(
                 {
                     "set": data_name,
                     "column": label,
-                    "accuracy": mean,
-                    "std": std,
+                    "accuracy": mean if runs else None,
+                    "std": std if runs else None,
                     "seeds": len(runs),
-                    "steps": runs[0]["steps"],
+                    "diverged": lost,
+                    "lr": results[data_name, label][0]["lr"],
+                    "steps": runs[0]["steps"] if runs else None,
                     "seconds_per_step": seconds,
                     "angle_max": max(degrees, default=None),
                 }
@@ -189,8 +231,12 @@ def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, 
         table.append(shown)
     draw_bars(scale.sets, means, stds, {}, "test accuracy (%)", [place.folder / f"{name}.{s}" for s in ("png", "pdf")])
     write_csv(place.folder / f"{name}.csv", rows)
+    rates = (
+        f"Learning rates: of each column the best of {', '.join(f'{rate:g}' for rate in scale.grid)} by validation accuracy "
+        f"of seed {seeds[0]}; the paper's solver keeps its authors'. "
+    )
     about = (
-        f"Test accuracy in per cent, mean ± standard deviation, {listed(seeds)}; tested once, with the weights "
-        f"selected on 10 % of the training images. Reduced against the paper: {scale.reduced}."
+        f"Test accuracy in per cent, mean ± standard deviation, {listed(seeds)}; tested once, with the weights selected on "
+        f"10 % of the training images. {rates if scale.grid else ''}Reduced against the paper: {scale.reduced}."
     )
     write_markdown(place, name, contents.title, about, ("set", *labels), table)
