@@ -127,3 +127,36 @@ def test_updates_are_local_and_leave_no_graph():
     assert not report.logits.requires_grad
     assert not report.loss.requires_grad
     assert all(p.grad is None or not p.grad.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [((1, 1), (1, 1)), ((2, 1), (1, 2)), ((3, 2), (2, 1))])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2), (3, 1)])
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 3)])
+def test_weight_gradients_tap_by_tap_are_autograds(kernel, padding, stride, dilation):
+    linear = tp.maps.Conv2dMap(stride, padding, dilation, 1)
+    generator = torch.Generator().manual_seed(0)
+    for size in ((5, 7), (7, 5), (1, 2)):
+        x = torch.randn(3, 2, *size, generator=generator, dtype=torch.float64)
+        w = torch.randn(4, 2, *kernel, generator=generator, dtype=torch.float64, requires_grad=True)
+        reach = [(k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+        if any(n < r for n, r in zip(size, reach, strict=True)):
+            continue  # the kernel does not fit
+        y = linear.apply(x, w)
+        e = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+        (expected,) = torch.autograd.grad((e * y).sum(), w)
+        torch.testing.assert_close(linear.correlate_taps(e, x, w.shape), expected)
+
+
+def test_wide_layers_on_small_images_go_tap_by_tap(monkeypatch):
+    calls = []
+    linear = tp.maps.Conv2dMap((1, 1), (1, 1), (1, 1), 1)
+    taken = tp.maps.Conv2dMap.correlate_taps
+    monkeypatch.setattr(tp.maps.Conv2dMap, "correlate_taps", lambda *a: calls.append(a) or taken(*a))
+    for channels, size, expected in ((256, 3, 1), (256, 8, 0), (16, 3, 0)):
+        x, e = torch.randn(2, channels, size, size), torch.randn(2, channels, size, size)
+        calls.clear()
+        found = linear.correlate(e, x, (channels, channels, 3, 3))
+        assert len(calls) == expected
+        torch.testing.assert_close(
+            found, torch.nn.grad.conv2d_weight(x, (channels, channels, 3, 3), e, padding=1), rtol=1e-4, atol=1e-3
+        )
