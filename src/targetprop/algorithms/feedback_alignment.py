@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ class FeedbackAlignment(Local):
     With another solver ω learns: ``WeightMirror`` and ``KolenPollack``.
     """
 
+    default_solver: Callable[[], Solver] = Fixed
+
     def __init__(
         self,
         net: Network,
@@ -30,8 +34,8 @@ class FeedbackAlignment(Local):
         loss: str | Loss = "cross_entropy",
         label_smoothing: float = 0.0,
     ):
-        """As for L-DRL, without β; the default solver is ``Fixed()``."""
-        super().__init__(net, solver or Fixed(), seed, loss, label_smoothing)
+        """As for L-DRL, without β; the default solver is that of the class, here ``Fixed()``."""
+        super().__init__(net, self.default_solver() if solver is None else solver, seed, loss, label_smoothing)
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ class LDRL(Local):
 
     """
 
+    default_solver: Callable[[], Solver] = PredictiveSolver
     reads_output = False
     """Whether ``feed_back`` reads the values of ``trace.output`` where no stage follows the linear map."""
 
@@ -47,7 +50,7 @@ class LDRL(Local):
         Args:
             net: the network.
             beta: β > 0.
-            solver: default ``PredictiveSolver()``.
+            solver: default that of the class, here ``PredictiveSolver()``.
             seed: of the noise that trains the feedback.
             loss: as for every algorithm.
             label_smoothing: as for every algorithm.
@@ -56,7 +59,7 @@ class LDRL(Local):
             ValueError: β is not positive.
 
         """
-        super().__init__(net, PredictiveSolver() if solver is None else solver, seed, loss, label_smoothing)
+        super().__init__(net, self.default_solver() if solver is None else solver, seed, loss, label_smoothing)
         if not beta > 0:
             raise ValueError(f"beta={beta} is not positive; targets need a nudge, such as beta=0.1.")
         self.beta = beta

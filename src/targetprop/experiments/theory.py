@@ -117,7 +117,7 @@ def mismatch(settings: Result, data_dir: str | None, seed: int) -> Result:
     """‖A_ω − A_θ‖/‖A_θ‖ of a convolution after every iteration of each solver, and the predicted contraction."""
     x, _, shape, classes = batch(settings, data_dir, seed)
     solvers = {
-        "predictive": PredictiveSolver(0.0, 1, 1, oversampling=2, tracking=False),
+        "predictive": PredictiveSolver(0.0, 1, 1, tracking=False),
         "correlation": CorrelationSolver(window=10**6),
         "paper's SGD": SGDSolver(noise=0.1, lr=1e-3, iterations=1),
     }
@@ -134,7 +134,7 @@ def mismatch(settings: Result, data_dir: str | None, seed: int) -> Result:
             apart = use.counts * (layer.omega - layer.theta).square()
             found[name].append((apart.sum() / (use.counts * layer.theta.square()).sum()).sqrt().item())
         if name == "predictive":
-            samples = math.ceil(solver.oversampling * use.fan_in / use.positions)  # type: ignore[union-attr]
+            samples = use.samples(PredictiveSolver.oversampling, PredictiveSolver.max_samples)
             found["predicted"] = predicted(use, samples, found[name][0], settings["iterations"])
     return found
 

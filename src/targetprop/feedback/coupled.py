@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +43,7 @@ class CoupledSolver:
     def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
         """Iterate both weights; the reported mismatch is that of κ before the last correction."""
         use = taps(layer, trace.input)
-        samples = min(self.max_samples, math.ceil(self.oversampling * use.fan_in / use.positions))
+        samples = use.samples(self.oversampling, self.max_samples)
         count = self.iterations if "auxiliary" in state else self.first_iterations
         kappa = state.setdefault("auxiliary", torch.zeros_like(layer.omega))
         mismatch = None

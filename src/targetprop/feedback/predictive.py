@@ -84,7 +84,7 @@ class PredictiveSolver:
             use = taps(layer, trace.input)
             state.update(batches=0, counts=use.counts, positions=use.positions, fan_in=use.fan_in, mismatch=math.inf)
         use = Taps(state["counts"], state["positions"], state["fan_in"])
-        samples = min(self.max_samples, math.ceil(self.oversampling * use.fan_in / use.positions))
+        samples = use.samples(self.oversampling, self.max_samples)
         contraction = 0.0 if solvable(layer, use, samples) else use.contraction(samples)
 
         def iterate(count: int) -> list[Tensor]:

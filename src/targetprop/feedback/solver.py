@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -99,6 +100,10 @@ class Taps:
     counts: Tensor
     positions: int
     fan_in: float
+
+    def samples(self, oversampling: float, maximum: int) -> int:
+        """How many samples of noise give ``oversampling``·d positions, at most ``maximum``."""
+        return min(maximum, math.ceil(oversampling * self.fan_in / self.positions))
 
     def contraction(self, samples: int) -> float:
         """The factor by which a predictive step on so many samples of white noise shrinks the mismatch: √(d/(D + d))."""
