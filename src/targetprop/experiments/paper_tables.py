@@ -117,7 +117,6 @@ TABLE_2 = Contents(
             {**ALIKE, "network.channels": [32, 64, 128, 128, 256], "epochs": 2, "steps": 700, "schedule.period": 700},
             "widths 32-64-128-128-256 instead of 128-128-256-256-512; 700 steps of 128 images (two epochs) instead of 90 "
             "epochs; 3 seeds",
-            GRID,
         ),
         "paper": Scale(["cifar10", "imagenet32"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
     },
