@@ -185,6 +185,17 @@ def test_end_to_end_reconstruction_refuses_residual_blocks(make_algo):
         make_algo(make("resnet18")[0])
 
 
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_ddtp_linear_in_parallel_learns_from_the_targets_of_untrained_feedback(name):
+    gradients = {}
+    for schedule, iterations in (("sequential", 3), ("parallel", 3), ("parallel", 0)):
+        net, x, y = make(name)
+        alg.DDTPLinear(net, lr=0.1, iterations=iterations, schedule=schedule).backward(x, y)
+        gradients[schedule, iterations] = net.layers[0].theta.grad
+    torch.testing.assert_close(gradients["parallel", 3], gradients["parallel", 0])
+    assert (gradients["sequential", 3] - gradients["parallel", 3]).norm() > 1e-4
+
+
 def test_drl_schedules():
     with pytest.raises(ValueError, match="schedule"):
         alg.DRL(make("mlp")[0], schedule="random")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms.base import Algorithm, Loss, Report, generator_on, output_error
-from targetprop.algorithms.drl import demand_chain, to_output
+from targetprop.algorithms.drl import Schedule, checked, demand_chain, to_output
 from targetprop.algorithms.local import copied
 from targetprop.feedback import FeedbackReport
 from targetprop.feedback.adam import adam_step
@@ -45,6 +45,7 @@ class DDTPLinear(Algorithm):
         lr: float = 1e-3,
         iterations: int = 1,
         weight_decay: float = 6e-5,
+        schedule: Schedule = "sequential",
         seed: int = 0,
         loss: str | Loss = "cross_entropy",
         label_smoothing: float = 0.0,
@@ -52,7 +53,7 @@ class DDTPLinear(Algorithm):
         """Settings as for DRL.
 
         Raises:
-            ValueError: β is not positive, or the network has residual blocks.
+            ValueError: β is not positive, an unknown schedule, or the network has residual blocks.
 
         """
         super().__init__(net, loss, label_smoothing)
@@ -60,6 +61,7 @@ class DDTPLinear(Algorithm):
         if not beta > 0:
             raise ValueError(f"beta={beta} is not positive; targets need a nudge, such as beta=0.1.")
         self.beta, self.noise, self.lr, self.iterations, self.weight_decay = beta, noise, lr, iterations, weight_decay
+        self.schedule = checked(schedule)
         self.directs: dict[str, Tensor] = {}
         self.memory: dict[str, dict[str, Any]] = {}
         self._generator = generator_on(next(net.parameters()).device, seed)
@@ -73,9 +75,12 @@ class DDTPLinear(Algorithm):
         loss, error = output_error(self.loss, logits, y)
         nudge, reports = -self.beta * error, {}
         for i, (name, (layer, trace)) in enumerate(zip(self.net.names[:-1], leaves[:-1], strict=True)):
+            if self.schedule == "parallel":
+                self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output))
             found = [self.reconstruct(i, leaves) for _ in range(self.iterations)]
             reports[name] = FeedbackReport(self.iterations, found[-1] if found else None)
-            self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output))
+            if self.schedule == "sequential":
+                self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output))
         self.learn(*leaves[-1], nudge)
         return Report(loss, logits, reports)
 

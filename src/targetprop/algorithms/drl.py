@@ -17,6 +17,10 @@ from targetprop.layers import Layer, Trace
 from targetprop.pairing import Network
 
 
+Schedule = Literal["sequential", "parallel"]
+"""Feedback learns before a batch's targets (the paper's s-), or after them, as if at the same time (p-)."""
+
+
 def to_output(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """The output of a chain of layers for x at its input."""
     for layer in layers:
@@ -90,7 +94,7 @@ class DRL(LDRL):
         iterations: int = 1,
         damping: float = 0.0,
         weight_decay: float = 6e-5,
-        schedule: Literal["sequential", "parallel"] = "sequential",
+        schedule: Schedule = "sequential",
         seed: int = 0,
         loss: str | Loss = "cross_entropy",
         label_smoothing: float = 0.0,
@@ -103,10 +107,8 @@ class DRL(LDRL):
         """
         super().__init__(net, beta, Fixed(), seed, loss, label_smoothing)
         demand_chain(net, "DRL")
-        if schedule not in ("sequential", "parallel"):
-            raise ValueError(f"unknown schedule '{schedule}'; choose 'sequential' or 'parallel'.")
         self.noise, self.lr, self.iterations, self.damping = noise, lr, iterations, damping
-        self.weight_decay, self.schedule = weight_decay, schedule
+        self.weight_decay, self.schedule = weight_decay, checked(schedule)
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
@@ -137,6 +139,18 @@ class DRL(LDRL):
                 adam_step(layer.omega, gradient, state, lr, self.weight_decay)
             reports[name] = FeedbackReport(self.iterations, loss)
         return reports
+
+
+def checked(schedule: Schedule) -> Schedule:
+    """The schedule.
+
+    Raises:
+        ValueError: it is unknown.
+
+    """
+    if schedule not in ("sequential", "parallel"):
+        raise ValueError(f"unknown schedule '{schedule}'; choose 'sequential' or 'parallel'.")
+    return schedule
 
 
 def demand_chain(net: Network, name: str) -> None:

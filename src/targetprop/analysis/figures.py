@@ -64,6 +64,8 @@ def draw_scaling(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         path: of the PNG or PDF to write.
 
     """
+    from matplotlib.ticker import LogLocator
+
     measured = {row["memory"] is not None for points in results.values() for point in points for row in point["rows"]}
     shown = (("ms", "ms per step"), ("memory", "peak memory (MiB)"))[: 2 if measured == {True} else 1]
     figure, axes = panels(len(results), len(shown))
@@ -73,6 +75,10 @@ def draw_scaling(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
             for i, name in enumerate(("backprop", "L-DRL")):
                 ax.plot([p["value"] for p in points], [p["rows"][i][key] for p in points], marker="o", label=name)
             ax.set(xlabel=axis, ylabel=label, xscale="log", yscale="log")
+            ax.minorticks_off()
+            ax.set_xticks([p["value"] for p in points], [f"{p['value']:g}" for p in points])
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
             ax.grid(alpha=0.3, which="both")
             ax.legend(fontsize="small")
     figure.savefig(path, dpi=120)
@@ -214,7 +220,8 @@ def draw_bars(
         ax.bar(places, heights, width, yerr=errors[label], capsize=2, label=label, color=f"C{i % 10}", hatch=hatch)
         if label in published:
             ax.hlines(published[label], [p - width / 2 for p in places], [p + width / 2 for p in places], color="black", lw=2)
-    ax.plot([], [], color="black", lw=2, label="published")
+    if published:
+        ax.plot([], [], color="black", lw=2, label="published")
     ax.set_xticks(range(len(groups)), groups)
     ax.set_ylabel(ylabel)
     ax.grid(alpha=0.3, axis="y")

@@ -112,7 +112,7 @@ class ReconstructConfig:
         iterations: per layer and batch.
         damping: λ, of DRL.
         weight_decay: of the feedback weights.
-        schedule: of DRL, "sequential" or "parallel".
+        schedule: "sequential" or "parallel".
 
     """
 
