@@ -16,7 +16,6 @@ from targetprop.feedback.solver import PerLayer, noise_like, per_layer
 from targetprop.layers import Layer, Trace
 from targetprop.pairing import Network
 
-
 Schedule = Literal["sequential", "parallel"]
 """Feedback learns before a batch's targets (the paper's s-), or after them, as if at the same time (p-)."""
 
