@@ -1,5 +1,6 @@
 """Runs: configuration, logs, checkpoints, exact resumption, errors in one sentence (bar 5)."""
 
+import io
 import json
 import os
 import random
@@ -55,6 +56,7 @@ def test_train_evaluate_compare(tmp_path, capsys):
         "result.json",
         "tensorboard",
         "last.pt",
+        "previous.pt",
         "best.pt",
         "curves.png",
     }
@@ -168,8 +170,12 @@ def test_bad_folders_and_files_are_refused(tmp_path, capsys):
     assert "ending in .png" in fails("compare", tmp_path / "run", "--out", tmp_path / "picture.xyz")
     (tmp_path / "run" / "last.pt").write_bytes(b"junk")
     assert "damaged or not a checkpoint" in fails("evaluate", tmp_path / "run")
-    torch.save({"format": 99}, tmp_path / "run" / "last.pt")
-    assert "format 99, expected 1" in fails("resume", tmp_path / "run")
+    buffer = io.BytesIO()
+    torch.save({"format": 99}, buffer)
+    (tmp_path / "run" / "last.pt").write_bytes(buffer.getvalue())
+    assert "its checksum is missing" in fails("resume", tmp_path / "run")
+    (tmp_path / "run" / "last.pt").write_bytes(checkpoint.signed(buffer.getvalue()))
+    assert "format 99, expected 2" in fails("resume", tmp_path / "run")
     (tmp_path / "run" / "last.pt").unlink()
     assert "no such checkpoint" in fails("evaluate", tmp_path / "run")
 
@@ -179,10 +185,51 @@ def test_a_checkpoint_runs_no_code(tmp_path):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    torch.save({"format": 1, "net": Payload()}, tmp_path / "last.pt")
+    buffer = io.BytesIO()
+    torch.save({"format": checkpoint.FORMAT, "net": Payload()}, buffer)
+    (tmp_path / "last.pt").write_bytes(checkpoint.signed(buffer.getvalue()))
     with pytest.raises(checkpoint.CheckpointError):
         checkpoint.load(tmp_path / "last.pt")
     assert not (tmp_path / "executed").exists()
+
+
+def test_damaged_checkpoints_are_refused_by_their_checksum(tmp_path):
+    """100 random bit flips and 100 random truncations: none loads, each is the typed error."""
+    path, rng = tmp_path / "last.pt", random.Random(0)
+    checkpoint.save(path, {"net": {"w": torch.randn(30, 10)}, "step": 3})
+    assert torch.load(path, weights_only=True)["step"] == 3  # still an ordinary archive
+    whole = path.read_bytes()
+    for _ in range(100):
+        torn = bytearray(whole)
+        torn[rng.randrange(len(torn))] ^= 1 << rng.randrange(8)
+        for content in (bytes(torn), whole[: rng.randrange(len(whole))]):
+            path.write_bytes(content)
+            with pytest.raises(checkpoint.CheckpointError, match="checksum"):
+                checkpoint.load(path)
+    path.write_bytes(whole)
+    assert checkpoint.load(path)["step"] == 3
+
+
+def test_resume_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
+    words = [*TINY, "--steps", 12, "--checkpoint_every", 3, "--data.validation", 0]
+    assert run("train", "digits-ldrl", *words, "--out", tmp_path / "runs" / "whole") == 0
+    assert run("train", "digits-ldrl", *words, "--out", tmp_path / "runs" / "cut") == 0
+    cut = tmp_path / "runs" / "cut"
+    expected = weights(cut)
+    last = cut / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1])
+    assert run("resume", cut) == 2
+    assert "--auto" in capsys.readouterr().err
+    assert run("resume", cut, "--auto") == 0
+    assert equal(weights(cut), expected)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "passed over" in out
+    assert "previous.pt is the newest valid checkpoint" in out
+    assert run("resume", tmp_path / "runs", "--auto") == 0
+    for path in (tmp_path / "runs").rglob("*.pt"):
+        path.write_bytes(b"junk")
+    assert run("resume", tmp_path / "runs", "--auto") == 2
+    assert "no checkpoint here can be loaded" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

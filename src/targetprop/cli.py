@@ -60,9 +60,15 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
 
 def resume(args: argparse.Namespace, words: list[str]) -> None:
     """Go on with a run."""
-    folder = Path(args.run)
+    folder, name = Path(args.run), "last.pt"
+    if args.auto:
+        path, refused = checkpoint.newest_valid(folder)
+        folder, name = path.parent, path.name
+        for reason in refused:
+            console.print(f"passed over: {reason}", soft_wrap=True)
+        console.print(f"{path} is the newest valid checkpoint", soft_wrap=True)
     chosen = run_config(folder, [*overrides(words), *data_dir(args)])
-    session = runner.resume(chosen, folder)
+    session = runner.resume(chosen, folder, name)
     if session.progress.step >= session.last_step and (folder / "result.json").exists():
         console.print(f"{folder} is finished.")
         return
@@ -332,6 +338,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data-dir", help="where data sets lie")
     p = add("resume", resume, "Go on with a run from its last checkpoint.")
     p.add_argument("run", help="the run's folder")
+    p.add_argument("--auto", action="store_true", help="from the newest valid checkpoint in the folder or the runs below it")
     p.add_argument("--data-dir", help="where data sets lie")
     p = add("sweep", sweep_command, "Train presets over several seeds; run it again to go on where it was interrupted.")
     p.add_argument("presets", nargs="+", help="presets or YAML files, the one to compare with first")

@@ -1,8 +1,14 @@
-"""Files that are never half written, and checkpoints that run no code when loaded."""
+"""Files that are never half written, and checkpoints that are checked before they are read and run no code when loaded.
+
+A checkpoint is what ``torch.save`` writes, a zip archive, with the SHA-256 of all before it in the archive's comment.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +16,8 @@ from typing import IO, Any
 
 import torch
 
-FORMAT = 1
+FORMAT = 2
+MARK = b"targetprop sha256:"
 
 
 class CheckpointError(Exception):
@@ -45,7 +52,23 @@ def remove_parts(folder: Path) -> None:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_atomically(path, lambda file: file.write(signed(buffer.getvalue())))
+
+
+def signed(archive: bytes) -> bytes:
+    """A zip archive without a comment, with its checksum for a comment; the archive ends in the comment's length."""
+    comment = MARK + hashlib.sha256(archive).hexdigest().encode()
+    return archive[:-2] + len(comment).to_bytes(2, "little") + comment
+
+
+def unsigned(content: bytes) -> bytes | None:
+    """The archive that ``signed`` was given; None if there is no checksum or a byte differs."""
+    length = len(MARK) + 64
+    body, comment = content[:-length], content[-length:]
+    archive = body[:-2] + bytes(2)
+    return archive if signed(archive) == body + comment else None
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -56,9 +79,17 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint; train first, or name the run's folder.") from error
+    archive = unsigned(content)
+    if archive is None:
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint (its checksum is missing or differs); use another, such as the one that "
+            f"'targetprop resume {path.parent} --auto' finds."
+        )
+    try:
+        state = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
     except Exception as error:  # torch, zipfile and the unpickler each have their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason[:120]}); use another.") from error
@@ -66,3 +97,36 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path}: format {found}, expected {FORMAT}; it was not written by this program.")
     return state
+
+
+def newest_valid(folder: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint in ``folder``, or in the run folders below it, that can be loaded; and why newer ones cannot.
+
+    Raises:
+        CheckpointError: there is none.
+
+    """
+    refused = []
+    for path in sorted(folder.rglob("*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        if not (path.parent / "config.yaml").is_file():
+            continue
+        try:
+            load(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+            continue
+        return path, refused
+    reasons = f" ({'; '.join(refused)})" if refused else ""
+    raise CheckpointError(f"{folder}: no checkpoint here can be loaded{reasons}; train first, or name another folder.")
+
+
+def keep_previous(path: Path) -> None:
+    """Give the present file at ``path``, if there is one, the name previous.pt too; ``path`` itself stays throughout."""
+    if path.exists():
+        spare = path.with_name(f".{path.name}.previous.part")
+        spare.unlink(missing_ok=True)
+        try:
+            os.link(path, spare)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, spare)
+        os.replace(spare, path.with_name("previous.pt"))

@@ -251,7 +251,7 @@ def measure(session: Session, x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def save(session: Session, best: bool = False) -> None:
-    """Write last.pt, and best.pt when ``best``.
+    """Write last.pt, its predecessor kept as previous.pt, and best.pt when ``best``.
 
     Raises:
         Diverged: a weight is not finite; what is on disk stays.
@@ -263,6 +263,7 @@ def save(session: Session, best: bool = False) -> None:
             raise Diverged(f"weight '{name}' is not finite at step {step}; {kept(session)}")
     if best:
         checkpoint.save(session.folder / "best.pt", session.state())
+    checkpoint.keep_previous(session.folder / "last.pt")
     checkpoint.save(session.folder / "last.pt", session.state())
 
 
@@ -444,12 +445,14 @@ def start(config: Config, folder: Path) -> Session:
     return session
 
 
-def resume(config: Config, folder: Path) -> Session:
-    """Take up a run where its last checkpoint stands."""
+def resume(config: Config, folder: Path, name: str = "last.pt") -> Session:
+    """Take up a run where its last checkpoint stands, or the one called ``name``."""
     checkpoint.remove_parts(folder)
     session = set_up(config, folder)
-    path = folder / "last.pt"
+    path = folder / name
     session.restore(checkpoint.load(path, next(session.net.parameters()).device), path)
+    if name != "last.pt":  # a damaged last.pt must not become the only predecessor of the next one
+        checkpoint.write_atomically(folder / "last.pt", lambda file: file.write(path.read_bytes()))
     return session
 
 
