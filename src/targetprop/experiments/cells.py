@@ -118,11 +118,11 @@ def mean_and_std(values: Iterable[Sequence[float]]) -> tuple[list[float], list[f
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows with the keys of the first as columns."""
+    """Rows with the keys of the first as columns; numbers to six digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     write_text(path, text.getvalue())
 
 

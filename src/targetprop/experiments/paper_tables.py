@@ -145,25 +145,25 @@ def columns(contents: Contents, scale: str) -> list[str]:
 
 
 def reproduce(contents: Contents, name: str, place: Place) -> None:
-    """Train what is missing, seed by seed; the table is written anew after each.
+    """Train what is missing, seed by seed and row by row; the table is written anew after each row.
 
     Where the scale has a grid, each column's learning rate is chosen from it first, but for the paper's solver, which is
     costly and keeps the rate that its authors tuned.
     """
     scale = contents.scales[place.scale]
     seeds = place.choose(scale.seeds)
-    wanted = [(data_name, column) for data_name in scale.sets for column in columns(contents, place.scale)]
-    plans = {(d, c): chosen(contents, place.scale, d, c, seeds[0], place.data_dir) for d, c in wanted}
-    for (data_name, column), plan in plans.items():
-        if scale.grid and column != PAPERS:
-            rate = best_rate(place, f"{data_name}/{slug(column)}", plan, scale.grid)
-            plans[data_name, column] = with_rate(plan, rate)
+    labels = columns(contents, place.scale)
+    plans = {(d, c): chosen(contents, place.scale, d, c, seeds[0], place.data_dir) for d in scale.sets for c in labels}
     results: dict[tuple[str, str], list[Result]] = {}
     for seed in seeds:
-        for (data_name, column), plan in plans.items():
-            found = train(place, f"{data_name}/{slug(column)}/seed-{seed}", dataclasses.replace(plan, seed=seed))
-            results.setdefault((data_name, column), []).append({**found, "lr": plan.optimizer.lr})
-        write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
+        for data_name in scale.sets:
+            for column in labels:
+                plan, where = plans[data_name, column], f"{data_name}/{slug(column)}"
+                if scale.grid and column != PAPERS:
+                    plan = with_rate(plan, best_rate(place, where, plan, scale.grid))
+                found = train(place, f"{where}/seed-{seed}", dataclasses.replace(plan, seed=seed))
+                results.setdefault((data_name, column), []).append({**found, "lr": plan.optimizer.lr})
+            write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
 
 
 def with_rate(run: config.Config, rate: float) -> config.Config:
@@ -198,7 +198,8 @@ def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, 
     means: dict[str, list[float]] = {label: [] for label in labels}
     stds: dict[str, list[float]] = {label: [] for label in labels}
     table = []
-    for data_name in scale.sets:
+    sets = [data_name for data_name in scale.sets if (data_name, labels[-1]) in results]
+    for data_name in sets:
         shown = [data_name]
         for label in labels:
             runs = [run for run in results[data_name, label] if "diverged" not in run]
@@ -229,7 +230,7 @@ def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, 
                 }
             )
         table.append(shown)
-    draw_bars(scale.sets, means, stds, {}, "test accuracy (%)", [place.folder / f"{name}.{s}" for s in ("png", "pdf")])
+    draw_bars(sets, means, stds, {}, "test accuracy (%)", [place.folder / f"{name}.{s}" for s in ("png", "pdf")])
     write_csv(place.folder / f"{name}.csv", rows)
     rates = (
         f"Learning rates: of each column the best of {', '.join(f'{rate:g}' for rate in scale.grid)} by validation accuracy "
