@@ -17,7 +17,7 @@ class Properties:
         transport: reads θ to set or use a feedback weight (weight transport).
         symmetric: uses one feedback weight in both directions, or shares increments of θ with ω.
         phases: of a step, beside the forward pass.
-        passes: cost of a step over that of backprop, counted in products with a layer's weights; d and D as for the probes.
+        passes: cost of a step over that of backprop, counted in products with a layer's weights.
 
     """
 

@@ -31,5 +31,5 @@ class TrackingWatch:
             warnings.warn(
                 "tracking is on but the optimizer moves the forward weights only, so the feedback weights fall behind "
                 "between probes; give it net.parameters(), or use a solver with tracking=False.",
-                stacklevel=4,
+                stacklevel=5,
             )
