@@ -406,3 +406,11 @@ def test_digits_ldrl_matches_backprop(tmp_path):
     assert abs(scores["ldrl"] - scores["backprop"]) < 0.02
     assert angles
     assert max(angles) < 10
+
+
+def test_the_section_of_a_default_solver_counts():
+    cases = (("dtp", "reconstruction.lr", 0.5), ("parallel_ldrl", "adam.samples", 3), ("ldrl", "predictive.tolerance", 0.3))
+    for name, key, value in cases:
+        chosen = config.build([("algorithm.name", name), (key, value), ("network.channels", [4])])
+        algo = runner.build_algorithm(chosen, runner.build_network(chosen, runner.load_data(chosen)))
+        assert getattr(algo.solver, key.split(".")[1]) == value

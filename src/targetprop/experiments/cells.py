@@ -117,6 +117,11 @@ def mean_and_std(values: Iterable[Sequence[float]]) -> tuple[list[float], list[f
     return [statistics.mean(c) for c in columns], [statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns]
 
 
+def spread(mean: float, std: float, count: int) -> str:
+    """Mean ± standard deviation; the mean alone of a single value."""
+    return f"{mean:.2f} ± {std:.2f}" if count > 1 else f"{mean:.2f}"
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Rows with the keys of the first as columns; numbers to six digits."""
     text = io.StringIO()

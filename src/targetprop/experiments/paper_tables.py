@@ -11,7 +11,7 @@ from typing import Any
 
 from targetprop.analysis.figures import draw_bars
 from targetprop.analysis.tables import angle_summary
-from targetprop.experiments.cells import Place, Result, cell, listed, mean_and_std, slug, write_csv, write_markdown
+from targetprop.experiments.cells import Place, Result, cell, listed, mean_and_std, slug, spread, write_csv, write_markdown
 from targetprop.experiments.figure_4_3 import run_settings
 from targetprop.training import config, runner
 from targetprop.training.logging import read_metrics
@@ -77,7 +77,10 @@ TABLE_1 = Contents(
         "backprop": ("backprop", {}),
         "L-DRL": ("ldrl", {}),
         PAPERS: ("ldrl-paper", {}),
-        "DTP": ("backprop", {"algorithm.name": "dtp"}),
+        "DTP": (
+            "backprop",
+            {"algorithm.name": "dtp", "reconstruction.lr": [3e-6, 3e-5, 3e-4], "reconstruction.iterations": 5},
+        ),
         "DRL": ("backprop", {"algorithm.name": "drl"}),
         "s-DDTP": ("backprop", {"algorithm.name": "ddtp_linear"}),
         "p-DDTP": ("backprop", {"algorithm.name": "ddtp_linear", "drl.schedule": "parallel"}),
@@ -208,7 +211,7 @@ def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, 
             means[label].append(mean)
             stds[label].append(std)
             known = contents.published.get((data_name, label))
-            text = [f"{mean:.2f} ± {std:.2f}"] if runs else []
+            text = [spread(mean, std, len(runs))] if runs else []
             text += [f"{lost} diverged"] if lost else []
             text += [f"published {known}"] if known else []
             shown.append("; ".join(text))

@@ -143,12 +143,15 @@ def build_algorithm(config: Config, net: Network) -> Algorithm:
     settings = config.algorithm
     kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing}
     kwargs |= {"beta": settings.beta, "seed": config.seed, **dataclasses.asdict(config.drl)}
-    if settings.solver is not None:
-        kwargs["solver"] = getattr(config, settings.solver, None) or SOLVERS[settings.solver]()
-    taken = inspect.signature(ALGORITHMS[settings.name]).parameters
+    kind = ALGORITHMS[settings.name]
+    taken = inspect.signature(kind).parameters
+    names = {solver: name for name, solver in SOLVERS.items()}
+    solver = settings.solver or names.get(getattr(kind, "default_solver", None))
+    if solver is not None:
+        kwargs["solver"] = getattr(config, solver, None) or SOLVERS[solver]()
     kwargs = {key: value for key, value in kwargs.items() if key in taken}
     try:
-        return ALGORITHMS[settings.name](net, **kwargs)
+        return kind(net, **kwargs)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
