@@ -27,6 +27,7 @@ from targetprop.experiments.cells import (
     listed,
     mean_and_std,
     slug,
+    spread,
     write_csv,
     write_markdown,
 )
@@ -171,7 +172,7 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
         for runs in results.values():
             where = runs[0]["iteration"].index(i)
             (value,), (std,) = mean_and_std([run["angle"][where]] for run in runs)
-            row.append(f"{value:.2f} ± {std:.2f}")
+            row.append(spread(value, std, len(runs)))
         table.append(row)
     write_markdown(
         place,

@@ -27,6 +27,7 @@ from targetprop.experiments.cells import (
     listed,
     mean_and_std,
     slug,
+    spread,
     write_csv,
     write_markdown,
 )
@@ -202,7 +203,7 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
         for values in zip(LAYERS, means[label], stds[label], apart, apart_std, strict=True):
             keys = ("layer", "angle", "angle_std", "distance", "distance_std")
             rows.append({"condition": label, **dict(zip(keys, values, strict=True))})
-        shown = [f"{a:.2f} ± {s:.2f}" for a, s in zip(means[label], stds[label], strict=True)]
+        shown = [spread(a, s, len(runs)) for a, s in zip(means[label], stds[label], strict=True)]
         known = "/".join(f"{a:g}" for a in PUBLISHED[label]) if label in PUBLISHED else "–"
         table.append((label, known, *shown))
     paths = [place.folder / f"figure-4.3.{suffix}" for suffix in ("png", "pdf")]
