@@ -94,7 +94,7 @@ TABLE_1 = Contents(
             ["mnist", "fashion-mnist", "cifar10"],
             [0, 1, 2],
             {**ALIKE, "network.channels": [16, 32, 128], "steps": 150, "schedule.period": 150, "measure_every": 25},
-            "LeNet of widths 16, 32, 128 instead of 32, 64, 512; 150 steps of 128 images instead of 90 epochs; 3 seeds",
+            "LeNet of widths 16, 32, 128 instead of 32, 64, 512; 150 steps of 128 images instead of 90 epochs",
             GRID,
         ),
         "paper": Scale(["mnist", "fashion-mnist", "cifar10"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
@@ -120,7 +120,7 @@ TABLE_2 = Contents(
             [0, 1, 2],
             {**ALIKE, "network.channels": [32, 64, 128, 128, 256], "epochs": 2, "steps": 700, "schedule.period": 700},
             "widths 32-64-128-128-256 instead of 128-128-256-256-512; 700 steps of 128 images (two epochs) instead of 90 "
-            "epochs; 3 seeds",
+            "epochs",
         ),
         "paper": Scale(["cifar10", "imagenet32"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
     },
