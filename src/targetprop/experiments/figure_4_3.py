@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms import LDRL, Algorithm, DDTPLinear
-from targetprop.analysis.alignment import update_alignment
+from targetprop.analysis.alignment import alignment_of_grad
 from targetprop.analysis.figures import Line, Panel, draw_bars, draw_panels
 from targetprop.experiments.cells import (
     Place,
@@ -120,9 +120,7 @@ def gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> list[tuple
     """(angle, relative distance) of every layer's update to the backprop gradient of the mean loss."""
     net.zero_grad()
     algo.backward(x, y)
-    updates = [layer.theta.grad.clone() for layer in net.layers]  # type: ignore[union-attr]
-    exact = torch.autograd.grad(algo.loss(net(x), y), [layer.theta for layer in net.layers])
-    return update_alignment(updates, list(exact))
+    return alignment_of_grad(net, algo, x, y)
 
 
 def measure_ldrl(place: Place, folder: Path, label: str, seed: int, settings: Result) -> Result:

@@ -87,9 +87,7 @@ TABLE_1 = Contents(
         "FA": ("backprop", {"algorithm.name": "feedback_alignment"}),
     },
     scales={
-        "smoke": Scale(
-            ["digits"], [0], {**ALIKE, "steps": 8, "schedule.period": 8, "data.batch_size": 32}, "digits, 8 steps of 32"
-        ),
+        "smoke": SMOKE,
         "cpu": Scale(
             ["mnist", "fashion-mnist", "cifar10"],
             [0, 1, 2],
@@ -112,9 +110,7 @@ TABLE_2 = Contents(
     network="vgg",
     columns={"backprop": ("backprop", {}), "L-DRL": ("ldrl", {}), PAPERS: ("ldrl-paper", {})},
     scales={
-        "smoke": Scale(
-            ["digits"], [0], {**ALIKE, "steps": 8, "schedule.period": 8, "data.batch_size": 32}, "digits, 8 steps of 32"
-        ),
+        "smoke": SMOKE,
         "cpu": Scale(
             ["cifar10"],
             [0, 1, 2],
