@@ -5,6 +5,8 @@ from torch import nn
 
 import targetprop as tp
 from targetprop import plain
+from targetprop.algorithms import ALGORITHMS
+from targetprop.feedback import SOLVERS
 
 ACTIVATIONS = ["elu", "relu", "leaky_relu", "tanh", "sigmoid", "gelu"]
 
@@ -58,3 +60,18 @@ def symmetric(net):
             if layer.feedback_map is not None:
                 layer.omega.copy_(layer.theta)
     return net
+
+
+SETTINGS = {
+    "sgd": dict(iterations=2, lr=1e-3),
+    "reconstruction": dict(iterations=2),
+    "adam": dict(samples=2),
+    "correlation": dict(iterations=2),
+    "predictive": dict(max_iterations=2, first_iterations=3),
+    "coupled": dict(iterations=2, first_iterations=3),
+}
+CASES = {name: lambda net, make=kind, **k: make(net, **k) for name, kind in ALGORITHMS.items()} | {
+    f"ldrl-{name}": lambda net, kind=kind, name=name, **k: tp.algorithms.LDRL(net, solver=kind(**SETTINGS.get(name, {})), **k)
+    for name, kind in SOLVERS.items()
+}
+"""Every algorithm, and L-DRL with every solver: (network, settings) ↦ algorithm."""

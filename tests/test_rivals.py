@@ -129,7 +129,7 @@ def test_drl_tends_to_the_damped_inverse_where_ldrl_tends_to_the_transpose():
     with torch.no_grad():
         leaves = net.leaf_traces(net.trace(x)[1])
         for algo.lr in (0.02, 0.002):
-            algo.train_feedback(leaves)
+            algo.reconstruct(leaves)
         _, second, third = (layer.theta for layer in net.layers)
         back = torch.eye(4, dtype=torch.float64)
         for layer, jacobian in ((net.layers[2], third), (net.layers[1], third @ second)):

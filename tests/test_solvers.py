@@ -179,11 +179,11 @@ class RareProbes:
     def __init__(self, solver, every):
         self.solver, self.every = solver, every
 
-    def train(self, index, layer, trace, state, generator):
+    def train(self, index, layer, trace, state, generator, peers):
         state["calls"] = state.get("calls", -1) + 1
         if state["calls"] % self.every:
             return tp.feedback.FeedbackReport(0)
-        return self.solver.train(index, layer, trace, state, generator)
+        return self.solver.train(index, layer, trace, state, generator, peers)
 
 
 def test_an_optimizer_without_omega_is_noticed_once():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +23,8 @@ from targetprop.data import SOURCES, DataError, catalogue, fetch
 from targetprop.experiments import bench, reproduce, scaling, sweep
 from targetprop.experiments.cells import Place
 from targetprop.networks import NETWORKS
-from targetprop.training import checkpoint, config, runner
+from targetprop.ranks import RankLost, Ranks
+from targetprop.training import checkpoint, config, launch, runner
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.logging import read_metrics
@@ -55,24 +58,58 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
     """Start a run."""
     chosen = config.load(args.preset, [*overrides(words), *data_dir(args)])
     folder = Path(args.out or Path("runs") / Path(args.preset).stem)
-    follow(runner.start(chosen, folder))
+    runner.refuse_used(folder)
+    with ranks_of(args) as ranks:
+        follow(runner.start(chosen, folder, ranks))
 
 
 def resume(args: argparse.Namespace, words: list[str]) -> None:
     """Go on with a run."""
-    folder, name = Path(args.run), "last.pt"
+    path, refused = Path(args.run) / "last.pt", []
     if args.auto:
-        path, refused = checkpoint.newest_valid(folder)
-        folder, name = path.parent, path.name
+        path, refused = checkpoint.newest_valid(Path(args.run))
+    folder = path.parent
+    chosen = run_config(folder, [*overrides(words), *data_dir(args)])
+    with ranks_of(args) as ranks:
         for reason in refused:
             console.print(f"passed over: {reason}", soft_wrap=True)
-        console.print(f"{path} is the newest valid checkpoint", soft_wrap=True)
-    chosen = run_config(folder, [*overrides(words), *data_dir(args)])
-    session = runner.resume(chosen, folder, name)
-    if session.progress.step >= session.last_step and (folder / "result.json").exists():
-        console.print(f"{folder} is finished.")
-        return
-    follow(session)
+        if args.auto:
+            console.print(f"{path} is the newest valid checkpoint", soft_wrap=True)
+        session = runner.resume(chosen, folder, path.name, ranks)
+        if session.progress.step >= session.last_step and (folder / "result.json").exists():
+            console.print(f"{folder} is finished.")
+            return
+        follow(session)
+
+
+class Stopped(Exception):
+    """The processes of a run have ended; ``code`` is the command's exit code."""
+
+    def __init__(self, code: int, message: str | None):
+        """Keep the code; without a ``message`` the processes have spoken themselves."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@contextmanager
+def ranks_of(args: argparse.Namespace) -> Iterator[Ranks]:
+    """The processes to train with: this one, those that torchrun started, or, where several are asked for, new ones.
+
+    Raises:
+        Stopped: the work was done by new processes.
+
+    """
+    layout = launch.Layout(args.devices, args.nodes, args.layer_ranks, args.rendezvous)
+    layout.check()
+    if layout.devices * layout.nodes > 1 and not launch.started():
+        raise Stopped(*launch.launch(args.words, layout))
+    try:
+        ranks = launch.join(layout.layer_ranks)
+        console.quiet = not ranks.leader
+        yield ranks
+    finally:
+        launch.leave()
 
 
 def data_dir(args: argparse.Namespace) -> list[tuple[str, Any]]:
@@ -91,7 +128,9 @@ def follow(session: runner.Session, deadline: float = float("inf")) -> None:
             bar.update(task, completed=session.progress.step, loss=loss)
 
         result = runner.run(session, tell, deadline)
-    figures.draw_runs({session.folder.name: read_metrics(session.folder / "metrics.jsonl")}, session.folder / "curves.png")
+    if session.ranks.leader:
+        curves = {session.folder.name: read_metrics(session.folder / "metrics.jsonl")}
+        figures.draw_runs(curves, session.folder / "curves.png")
     console.print(
         f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
         f"{1000 * result['seconds_per_step']:.1f} ms per step"
@@ -321,6 +360,14 @@ def presets(args: argparse.Namespace, words: list[str]) -> None:
         print(name)
 
 
+def spread_out(p: argparse.ArgumentParser) -> None:
+    """The options of a run in several processes."""
+    p.add_argument("--devices", type=int, default=1, help="processes on this node, one per GPU where there are GPUs")
+    p.add_argument("--nodes", type=int, default=1, help="machines; give the same command on each")
+    p.add_argument("--rendezvous", metavar="HOST:PORT", help="of one of several nodes, where they find each other")
+    p.add_argument("--layer-ranks", type=int, default=1, help="how many processes share out the layers; the rest, the batch")
+
+
 def parser() -> argparse.ArgumentParser:
     """The subcommands; options of the configuration are left for ``overrides``."""
     top = argparse.ArgumentParser("targetprop", description=__doc__, allow_abbrev=False)
@@ -336,10 +383,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("preset", help="a preset's name or a YAML file")
     p.add_argument("--out", help="the run's folder (default runs/PRESET)")
     p.add_argument("--data-dir", help="where data sets lie")
+    spread_out(p)
     p = add("resume", resume, "Go on with a run from its last checkpoint.")
     p.add_argument("run", help="the run's folder")
     p.add_argument("--auto", action="store_true", help="from the newest valid checkpoint in the folder or the runs below it")
     p.add_argument("--data-dir", help="where data sets lie")
+    spread_out(p)
     p = add("sweep", sweep_command, "Train presets over several seeds; run it again to go on where it was interrupted.")
     p.add_argument("presets", nargs="+", help="presets or YAML files, the one to compare with first")
     p.add_argument("--seeds", type=int, default=3, help="0, 1, ... up to so many")
@@ -396,17 +445,23 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 done, 2 bad input (one sentence on standard error), 3 training diverged, 128 + n stopped by signal n.
+    0 done, 2 bad input (one sentence on standard error), 3 training diverged, 4 contact with another rank lost, 128 + n
+    stopped by signal n. In a run of several processes rank 0 speaks of what they all see.
     """
     args, rest = parser().parse_known_args(argv)
+    args.words = sys.argv[1:] if argv is None else list(argv)
     try:
         args.action(args, rest)
+    except Stopped as stopped:
+        return complain(stopped, stopped.code) if stopped.message else stopped.code
+    except RankLost as error:
+        return launch.LOST if launch.LAUNCHED in os.environ else complain(error, launch.LOST)
     except (ConfigError, DataError, CheckpointError, PairingError) as error:
         return complain(error, BAD_INPUT)
     except runner.Diverged as error:
-        return complain(error, DIVERGED)
+        return DIVERGED if rank() else complain(error, DIVERGED)
     except runner.Interrupted as error:
-        return complain(error, 128 + error.number)
+        return 128 + error.number if rank() else complain(error, 128 + error.number)
     except OSError as error:
         return complain(
             OSError(f"{error.filename or 'a file'}: {error.strerror or error}; free it or choose another place."), BAD_INPUT
@@ -418,8 +473,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def complain(error: Exception, code: int) -> int:
     """Print one sentence on standard error."""
-    print(f"targetprop: {error}", file=sys.stderr)
+    who = f"targetprop, rank {rank()}" if launch.started() else "targetprop"
+    print(f"{who}: {error}", file=sys.stderr)
     return code
+
+
+def rank() -> int:
+    """The number of this process among those of a run; 0 if it is alone."""
+    return int(os.environ["RANK"]) if launch.started() else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms.base import Algorithm, Loss, Report
+from targetprop.layers import accumulate
 from targetprop.pairing import Network
 
 
@@ -33,5 +34,10 @@ class Backprop(Algorithm):
         """Add the gradient of the batch-mean loss to ``.grad`` of θ."""
         logits = self._forward(x)
         loss = self.loss(logits, y)
-        loss.backward()
-        return Report(loss.detach(), logits.detach())
+        parameters = [p for p in self.net.forward_parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters)
+        loss = loss.detach()
+        self.average(loss, *gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            accumulate(parameter, gradient)
+        return Report(loss, logits.detach())

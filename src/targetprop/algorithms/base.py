@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from targetprop.feedback import FeedbackReport
+from targetprop.layers import Gradients
 from targetprop.pairing import Network
+from targetprop.ranks import Ranks
+from targetprop.seeds import mixed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, y) ↦ the batch mean of a loss, a scalar differentiable in the logits."""
@@ -24,8 +27,8 @@ class Report:
 
     Attributes:
         loss: batch mean of the loss, a scalar without a graph.
-        logits: sᴺ of the batch, without a graph.
-        feedback: per layer name, what its solver did; empty for algorithms that train no feedback.
+        logits: sᴺ of the batch, or of this process's part of it, without a graph.
+        feedback: per layer name, what its solver did, for the layers whose feedback this process trains.
 
     """
 
@@ -40,8 +43,12 @@ class Algorithm(ABC):
     Attributes:
         net: the network it trains.
         loss: the loss of (logits, y), a batch mean.
+        ranks: the processes that train the network together.
 
     """
+
+    splits_layers = False
+    """Whether processes can share out the layers whose feedback learns."""
 
     def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
         """Bind the network and the loss.
@@ -55,6 +62,7 @@ class Algorithm(ABC):
         """
         self.net = net
         self.loss = loss_function(loss, label_smoothing)
+        self.ranks = Ranks()
 
     @abstractmethod
     def backward(self, x: Tensor, y: Tensor) -> Report:
@@ -64,6 +72,35 @@ class Algorithm(ABC):
     def compile(self, mode: str | None = None) -> None:
         """Run the passes through torch.compile from now on; ``mode`` is torch's, one without CUDA graphs."""
 
+    def distribute(self, ranks: Ranks) -> None:
+        """Train together with other processes from now on; weights, memory and seeds must be the same on all of them.
+
+        ``backward(x, y)`` then takes this process's part of the batch, as large as that of every other along ``ranks.data``,
+        and leaves in ``.grad`` and ``report.loss`` what one process would find on the whole batch. Batch normalisation alone
+        uses the statistics of each part, and keeps their mean.
+
+        Raises:
+            ValueError: layers to be shared out, where the algorithm cannot.
+
+        """
+        if ranks.layers.size > 1 and not self.splits_layers:
+            raise ValueError(
+                f"{type(self).__name__} does not train its feedback layer by layer, so {ranks.layers.size} processes cannot "
+                "share out the layers; share out the batch alone."
+            )
+        self.ranks = ranks
+
+    def average(self, loss: Tensor, *gradients: Tensor | None) -> None:
+        """Replace batch means of this process's part, and running statistics, by those of the whole batch, in place."""
+        statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+        self.ranks.data.mean_(loss, *gradients, *statistics)
+
+    def accumulate(self, loss: Tensor, learned: Sequence[Gradients], tracking: bool = False) -> None:
+        """Add the layers' gradients to ``.grad``, averaged like ``loss`` over all parts of the batch."""
+        self.average(loss, *(value for gradients in learned for value in tensors_of(gradients)))
+        for layer, gradients in zip(self.net.layers, learned, strict=True):
+            layer.accumulate(gradients, tracking)
+
     def state_dict(self) -> dict[str, Any]:
         """All that the algorithm remembers between calls beside the network's weights."""
         return {}
@@ -72,6 +109,12 @@ class Algorithm(ABC):
         """Restore what ``state_dict`` gave."""
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}.")
+
+
+def tensors_of(gradients: Gradients) -> Iterator[Tensor | None]:
+    """The tensors of a layer's gradients."""
+    weight, bias, own = gradients
+    yield from (weight, bias, *(value for _, value in own))
 
 
 def loss_function(loss: str | Loss, label_smoothing: float = 0.0) -> Loss:
@@ -108,6 +151,18 @@ def output_error(loss: Loss, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return value.detach(), gradient * len(logits)
 
 
-def generator_on(device: torch.device, seed: int) -> Generator:
-    """A noise generator on ``device``."""
-    return torch.Generator(device).manual_seed(seed)
+def check_beta(beta: float) -> float:
+    """β.
+
+    Raises:
+        ValueError: it is not positive.
+
+    """
+    if not beta > 0:
+        raise ValueError(f"beta={beta} is not positive; targets need a nudge, such as beta=0.1.")
+    return beta
+
+
+def generator_on(device: torch.device, *numbers: int) -> Generator:
+    """A noise generator on ``device``, seeded by several numbers."""
+    return torch.Generator(device).manual_seed(mixed(*numbers))

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Algorithm, Loss, Report, generator_on, output_error
+from targetprop.algorithms.base import Algorithm, Loss, Report, check_beta, generator_on, output_error
 from targetprop.algorithms.drl import Schedule, checked, demand_chain, to_output
 from targetprop.algorithms.local import copied
 from targetprop.feedback import FeedbackReport
 from targetprop.feedback.adam import adam_step
 from targetprop.feedback.solver import noise_like
-from targetprop.layers import Layer, Trace
+from targetprop.layers import Gradients, Layer, Trace
 from targetprop.pairing import Network
 
 
@@ -58,9 +58,8 @@ class DDTPLinear(Algorithm):
         """
         super().__init__(net, loss, label_smoothing)
         demand_chain(net, "DDTPLinear")
-        if not beta > 0:
-            raise ValueError(f"beta={beta} is not positive; targets need a nudge, such as beta=0.1.")
-        self.beta, self.noise, self.lr, self.iterations, self.weight_decay = beta, noise, lr, iterations, weight_decay
+        self.beta = check_beta(beta)
+        self.noise, self.lr, self.iterations, self.weight_decay = noise, lr, iterations, weight_decay
         self.schedule = checked(schedule)
         self.directs: dict[str, Tensor] = {}
         self.memory: dict[str, dict[str, Any]] = {}
@@ -73,15 +72,15 @@ class DDTPLinear(Algorithm):
         logits, traces = self._trace(x)
         leaves = self.net.leaf_traces(traces)
         loss, error = output_error(self.loss, logits, y)
-        nudge, reports = -self.beta * error, {}
+        nudge, reports, learned = -self.beta * error, {}, []
         for i, (name, (layer, trace)) in enumerate(zip(self.net.names[:-1], leaves[:-1], strict=True)):
             if self.schedule == "parallel":
-                self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output))
+                learned.append(self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output)))
             found = [self.reconstruct(i, leaves) for _ in range(self.iterations)]
             reports[name] = FeedbackReport(self.iterations, found[-1] if found else None)
             if self.schedule == "sequential":
-                self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output))
-        self.learn(*leaves[-1], nudge)
+                learned.append(self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output)))
+        self.accumulate(loss, [*learned, self.learn(*leaves[-1], nudge)])
         return Report(loss, logits, reports)
 
     def direct(self, i: int, leaves: Sequence[tuple[Layer, Trace]]) -> Tensor:
@@ -96,15 +95,16 @@ class DDTPLinear(Algorithm):
     def reconstruct(self, i: int, leaves: Sequence[tuple[Layer, Trace]]) -> Tensor:
         """One update of Qⁿ of layer i on the difference reconstruction loss; returns the loss before it."""
         q, (_, trace), logits = self.direct(i, leaves), leaves[i], leaves[-1][1].output
-        e = noise_like(trace.output, self._generator).mul_(self.noise)
+        e = noise_like(trace.output, self._generator, peers=self.ranks.data).mul_(self.noise)
         moved = to_output([layer for layer, _ in leaves[i + 1 :]], trace.output + e) - logits
         loss, gradient = direct_drl(q, moved, e.flatten(1), self.noise)
+        self.ranks.data.mean_(loss, gradient)
         adam_step(q, gradient, self.memory.setdefault(self.net.names[i], {}), self.lr, self.weight_decay)
         return loss
 
-    def learn(self, layer: Layer, trace: Trace, difference: Tensor) -> None:
-        """Add the gradients of ½‖F(x) − t‖²/β to ``.grad``."""
-        layer.accumulate(layer.gradients(trace, difference, -1 / (self.beta * len(difference))))
+    def learn(self, layer: Layer, trace: Trace, difference: Tensor) -> Gradients:
+        """The gradients of ½‖F(x) − t‖²/β."""
+        return layer.gradients(trace, difference, -1 / (self.beta * len(difference)))
 
     def compile(self, mode: str | None = None) -> None:
         """Let torch.compile fuse the forward pass."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms.base import Algorithm, Loss, Report, generator_on, output_error
+from targetprop.algorithms.local import copied
 from targetprop.pairing import Network
 
 
@@ -36,15 +37,16 @@ class DirectFeedbackAlignment(Algorithm):
         logits, traces = self._trace(x)
         loss, error = output_error(self.loss, logits, y)
         error = error / len(error)
-        leaves = list(zip(self.net.names, self.net.leaf_traces(traces), strict=True))
-        for name, (layer, trace) in leaves[:-1]:
+        leaves, learned = self.net.leaf_traces(traces), []
+        for name, (layer, trace) in zip(self.net.names[:-1], leaves[:-1], strict=True):
             if name not in self.directs:
                 shape = (error[0].numel(), trace.output[0].numel())
                 self.directs[name] = error.new_empty(shape).uniform_(-1, 1, generator=self._generator) / math.sqrt(shape[0])
             carried = (error.flatten(1) @ self.directs[name]).view_as(trace.output)
-            layer.accumulate(layer.gradients(trace, carried))
-        layer, trace = leaves[-1][1]
-        layer.accumulate(layer.gradients(trace, error))
+            learned.append(layer.gradients(trace, carried))
+        layer, trace = leaves[-1]
+        learned.append(layer.gradients(trace, error))
+        self.accumulate(loss, learned)
         return Report(loss, logits)
 
     def compile(self, mode: str | None = None) -> None:
@@ -53,10 +55,9 @@ class DirectFeedbackAlignment(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """The Bⁿ and the state of their generator."""
-        return {"directs": {k: v.clone() for k, v in self.directs.items()}, "generator": self._generator.get_state()}
+        return {"directs": copied(self.directs), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
-        device = next(self.net.parameters()).device
-        self.directs = {name: value.to(device, copy=True) for name, value in state["directs"].items()}
+        self.directs = copied(state["directs"], next(self.net.parameters()).device)
         self._generator.set_state(state["generator"].cpu())

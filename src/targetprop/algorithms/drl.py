@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Loss, Report
+from targetprop.algorithms.base import Loss, Report, output_error
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import FeedbackReport, Fixed
 from targetprop.feedback.adam import adam_step
@@ -84,6 +84,8 @@ class DRL(LDRL):
 
     """
 
+    splits_layers = False
+
     def __init__(
         self,
         net: Network,
@@ -112,15 +114,12 @@ class DRL(LDRL):
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """As L-DRL; with the parallel schedule (a) comes last."""
-        report = super().backward(x, y)
-        if self.schedule == "sequential":
-            return report
-        logits, traces = self.net.trace(x)
-        return Report(report.loss, logits, self.reconstruct(self.net.leaf_traces(traces)))
-
-    def train_feedback(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
-        """(a), unless it comes last."""
-        return self.reconstruct(leaves) if self.schedule == "sequential" else {}
+        logits, traces = self._trace(x)
+        leaves = self.net.leaf_traces(traces)
+        feedback = self.reconstruct(leaves) if self.schedule == "sequential" else None
+        loss, error = output_error(self.loss, logits, y)
+        self.accumulate(loss, self._targets(traces, -self.beta * error, self.learn, self.feed_back))
+        return Report(loss, logits, self.reconstruct(leaves) if feedback is None else feedback)
 
     def reconstruct(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
         """K updates of every ω, from the output down, on the difference reconstruction loss."""
@@ -130,11 +129,11 @@ class DRL(LDRL):
         for index, i in reversed(list(enumerate(trained))):
             (layer, trace), name = leaves[i], self.net.names[i]
             sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
-            state = self.feedback_state.setdefault(name, {})
-            loss = None
+            state, generator, loss = self.feedback_state[name], self.generators[name], None
             for _ in range(self.iterations):
-                e, h = (noise_like(a, self._generator).mul_(sigma) for a in (trace.input, logits))
+                e, h = (noise_like(a, generator, peers=self.ranks.data).mul_(sigma) for a in (trace.input, logits))
                 loss, gradient = drl(leaves[i:], logits, e, h, sigma, self.damping)
+                self.ranks.data.mean_(loss, gradient)
                 adam_step(layer.omega, gradient, state, lr, self.weight_decay)
             reports[name] = FeedbackReport(self.iterations, loss)
         return reports

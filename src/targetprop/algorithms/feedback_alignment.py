@@ -43,7 +43,8 @@ class FeedbackAlignment(Local):
         logits, traces = self._trace(x, not self.solver.reads_output)
         feedback = self.train_feedback(self.net.leaf_traces(traces))
         loss, error = output_error(self.loss, logits, y)
-        self.accumulate(self._targets(traces, error / len(error), learn, Layer.carry_error, join_errors))
+        learned = self._targets(traces, error / len(error), learn, Layer.carry_error, join_errors)
+        self.accumulate(loss, learned)
         return Report(loss, logits, feedback)
 
 

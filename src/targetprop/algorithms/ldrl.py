@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Loss, Report, output_error
+from targetprop.algorithms.base import Loss, Report, check_beta, output_error
 from targetprop.algorithms.local import Local
 from targetprop.feedback import PredictiveSolver, Solver
 from targetprop.layers import Gradients, Layer, Trace
@@ -60,9 +60,7 @@ class LDRL(Local):
 
         """
         super().__init__(net, self.default_solver() if solver is None else solver, seed, loss, label_smoothing)
-        if not beta > 0:
-            raise ValueError(f"beta={beta} is not positive; targets need a nudge, such as beta=0.1.")
-        self.beta = beta
+        self.beta = check_beta(beta)
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
@@ -74,7 +72,7 @@ class LDRL(Local):
         feedback = self.train_feedback(self.net.leaf_traces(traces))  # (a)
         loss, error = output_error(self.loss, logits, y)
         learned = self._targets(traces, -self.beta * error, self.learn, self.feed_back)  # (b), (c)
-        self.accumulate(learned)
+        self.accumulate(loss, learned)
         return Report(loss, logits, feedback)
 
     def feed_back(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:

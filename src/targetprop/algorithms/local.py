@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms.base import Algorithm, Loss, generator_on
+from targetprop.algorithms.sharing import Sharing
 from targetprop.algorithms.tracking import TrackingWatch
 from targetprop.feedback import FeedbackReport, Solver
 from targetprop.layers import Gradients, Layer, Trace
 from targetprop.pairing import Network
+from targetprop.ranks import Ranks
 from targetprop.streams import Beside, Reading
 
 
@@ -21,9 +23,12 @@ class Local(Algorithm):
 
     Attributes:
         solver: how ω is learned.
-        feedback_state: per layer name, what the solver remembers.
+        feedback_state: per name of a layer with feedback, what the solver remembers.
+        generators: likewise, the source of its noise.
 
     """
+
+    splits_layers = True
 
     def __init__(
         self, net: Network, solver: Solver, seed: int = 0, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0
@@ -31,34 +36,48 @@ class Local(Algorithm):
         """Bind network, solver and loss; ``seed`` is of the noise that trains the feedback."""
         super().__init__(net, loss, label_smoothing)
         self.solver = solver
-        self.feedback_state: dict[str, dict[str, Any]] = {}
-        self._generator = generator_on(next(net.parameters()).device, seed)
+        device = next(net.parameters()).device
+        self._trained = {name: la for name, la in zip(net.names, net.layers, strict=True) if la.feedback_map is not None}
+        self.feedback_state: dict[str, dict[str, Any]] = {name: {} for name in self._trained}
+        self.generators = {name: generator_on(device, seed, i) for i, name in enumerate(self._trained)}
+        self._sharing = Sharing(self.ranks, self._trained)
         self._watch = TrackingWatch(net) if solver.tracking else None
         self._reading = Reading({})
         self._trace, self._targets = net.trace, net.targets
 
-    def accumulate(self, learned: Sequence[Gradients]) -> None:
-        """Add every layer's gradients to ``.grad``, with a tracking solver θ's to that of ω as well."""
-        for layer, gradients in zip(self.net.layers, learned, strict=True):
-            layer.accumulate(gradients, self.solver.tracking)
+    def distribute(self, ranks: Ranks) -> None:
+        """As for every algorithm; the layers' feedback is shared out over ``ranks.layers``."""
+        super().distribute(ranks)
+        self._sharing = Sharing(ranks, self._trained)
+
+    def accumulate(self, loss: Tensor, learned: Sequence[Gradients], tracking: bool = False) -> None:
+        """As for every algorithm; with a tracking solver ω gets the gradients of θ as well."""
+        super().accumulate(loss, learned, tracking or self.solver.tracking)
         if self._watch:
             self._watch.record()
 
     def train_feedback(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
-        """One call of the solver for every layer with feedback; the layers are independent."""
+        """One call of the solver for every layer with feedback that is this process's; the layers are independent."""
         if self._watch:
             self._watch.check()
         self.settle()
         reports: dict[str, FeedbackReport] = {}
-        beside = Beside(leaves[0][1].input.device)
-        for name, (layer, trace) in zip(self.net.names, leaves, strict=True):
-            if layer.feedback_map is not None:
-                state = self.feedback_state.setdefault(name, {})
-                with beside.piece():
-                    reports[name] = self.solver.train(len(reports), layer, trace, state, self._generator)
+        device, traces = leaves[0][1].input.device, dict(zip(self.net.names, leaves, strict=True))
+        before = {name: layer.omega._version for name, layer in self._trained.items()}
+        beside = Beside(device)
+        for index, name in enumerate(self._trained):
+            if self._sharing.mine(name):
+                memory = self.feedback_state[name], self.generators[name]
+                with beside.piece(), self._sharing.timed(name, device):
+                    reports[name] = self.solver.train(index, *traces[name], *memory, self.ranks.data)
         beside.join()
         probed = {name: r.mismatch for name, r in reports.items() if r.iterations and r.mismatch is not None}
         self._reading = Reading(probed)
+        self._sharing.exchange(self._trained, before)
+        if self._sharing.measured:
+            memory = self.state_dict()
+            self._sharing.assign_anew()
+            self.load_state_dict(memory)
         return reports
 
     def settle(self) -> None:
@@ -78,17 +97,27 @@ class Local(Algorithm):
         self._targets = torch.compile(self.net.targets, mode=mode)
 
     def state_dict(self) -> dict[str, Any]:
-        """The solver's memory of every layer and the state of the noise generator."""
+        """The solver's memory of every layer and the state of its noise generator, from whoever trains it."""
         self.settle()
-        feedback = {name: copied(memory) for name, memory in self.feedback_state.items()}
-        return {"feedback": feedback, "generator": self._generator.get_state()}
+        device = None if self.ranks.layers.size == 1 else torch.device("cpu")
+        feedback, generators = {}, {}
+        for memories, states in self.ranks.layers.gather(
+            (
+                {n: copied(memory, device) for n, memory in self.feedback_state.items() if self._sharing.mine(n)},
+                {n: generator.get_state() for n, generator in self.generators.items() if self._sharing.mine(n)},
+            )
+        ):
+            feedback |= memories
+            generators |= states
+        return {"feedback": feedback, "generators": generators}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
         self._reading = Reading({})
         device = next(self.net.parameters()).device
         self.feedback_state = {name: copied(memory, device) for name, memory in state["feedback"].items()}
-        self._generator.set_state(state["generator"].cpu())
+        for name, generator in self.generators.items():
+            generator.set_state(state["generators"][name].cpu())
 
 
 def copied(memory: dict[str, Any], device: torch.device | None = None) -> dict[str, Any]:

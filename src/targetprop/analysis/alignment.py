@@ -100,7 +100,9 @@ def backprop_gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> l
     loss = algo.loss(net(x), y)
     for buffer, value in statistics:  # a measurement leaves running statistics as they were
         buffer.copy_(value)
-    return list(torch.autograd.grad(loss, [layer.theta for layer in net.layers]))
+    gradients = list(torch.autograd.grad(loss, [layer.theta for layer in net.layers]))
+    algo.ranks.data.mean_(*gradients)
+    return gradients
 
 
 def update_alignment(updates: list[Tensor], gradients: list[Tensor]) -> list[tuple[float, float]]:

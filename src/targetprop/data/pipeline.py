@@ -9,18 +9,13 @@ import torch
 from torch import Generator, Tensor
 
 from targetprop.data.formats import Images
+from targetprop.ranks import ALONE, Group
+from targetprop.seeds import mixed
 
 
 def seeded(*numbers: int) -> Generator:
     """A CPU generator seeded by several numbers; a number's neighbours give unrelated streams."""
-    seed = 0
-    for number in numbers:
-        # splitmix64: mixes every bit of each number into the seed
-        seed = (seed + number + 0x9E3779B97F4A7C15) % 2**64
-        seed = (seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        seed = (seed ^ (seed >> 27)) * 0x94D049BB133111EB % 2**64
-        seed ^= seed >> 31
-    return Generator().manual_seed(seed % 2**63)
+    return Generator().manual_seed(mixed(*numbers))
 
 
 def split(data: Images, fraction: float, seed: int = 42) -> tuple[Images, Images]:
@@ -37,7 +32,14 @@ def split(data: Images, fraction: float, seed: int = 42) -> tuple[Images, Images
     return data[order[count:].sort().values], data[order[:count].sort().values]
 
 
-def flip_and_crop(images: Tensor, generator: Generator, flip: bool = True, padding: int = 4) -> Tensor:
+def flip_and_crop(
+    images: Tensor,
+    generator: Generator,
+    flip: bool = True,
+    padding: int = 4,
+    part: slice = slice(None),
+    whole: int | None = None,
+) -> Tensor:
     """Each image flipped left to right with probability ½, shifted by up to ``padding`` pixels; edges are repeated.
 
     The same as padding with the edge and cropping at random (PAPER §5).
@@ -47,14 +49,17 @@ def flip_and_crop(images: Tensor, generator: Generator, flip: bool = True, paddi
         generator: on the CPU.
         flip: mirror images, which digits and letters do not bear.
         padding: the largest shift, in pixels.
+        part: which images of a batch these are; they are treated as if the whole batch were there.
+        whole: size of that batch; default that of ``images``.
 
     """
     batch, _, height, width = images.shape
-    shift = torch.randint(-padding, padding + 1, (2, batch, 1), generator=generator)
+    whole = batch if whole is None else whole
+    shift = torch.randint(-padding, padding + 1, (2, whole, 1), generator=generator)[:, part]
     rows = (torch.arange(height) + shift[0]).clamp(0, height - 1)
     columns = (torch.arange(width) + shift[1]).clamp(0, width - 1)
     if flip:
-        flipped = torch.rand(batch, 1, generator=generator) < 0.5
+        flipped = torch.rand(whole, 1, generator=generator)[part] < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
     each = torch.arange(batch, device=images.device)[:, None, None]
@@ -78,6 +83,7 @@ class Batches:
         padding: of the crop.
         seed: of order and augmentation.
         memory_format: of the batches.
+        peers: the processes among which every batch is shared out.
 
     """
 
@@ -90,6 +96,7 @@ class Batches:
     padding: int = 4
     seed: int = 0
     memory_format: torch.memory_format = torch.contiguous_format
+    peers: Group = ALONE
 
     def __len__(self) -> int:
         """Batches in an epoch of training."""
@@ -101,18 +108,23 @@ class Batches:
         return ((images.to(self.dtype) / 255 - mean) / std).contiguous(memory_format=self.memory_format)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from batch ``start`` on; order and augmentation depend on (seed, epoch, batch) only."""
+        """A process's part of an epoch's batches from batch ``start`` on.
+
+        Order and augmentation depend on (seed, epoch, batch) only.
+        """
         order = torch.randperm(len(self.data), generator=seeded(self.seed, epoch)).to(self.data.images.device)
         for i in range(start, len(self)):
-            part = self.data[order[i * self.batch_size : (i + 1) * self.batch_size]]
+            batch = order[i * self.batch_size : (i + 1) * self.batch_size]
+            mine = self.peers.part(len(batch))
+            part = self.data[batch[mine]]
             images = part.images
             if self.augment != "none":
                 generator = seeded(self.seed, epoch, i)
-                images = flip_and_crop(images, generator, self.augment == "flip-crop", self.padding)
+                images = flip_and_crop(images, generator, self.augment == "flip-crop", self.padding, mine, len(batch))
             yield self.normalise(images), part.labels
 
     def once(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order, without augmentation."""
-        for i in range(0, len(self.data), batch_size):
+        """Every image once, in order, without augmentation; the processes take the batches in turn."""
+        for i in range(self.peers.rank * batch_size, len(self.data), self.peers.size * batch_size):
             part = self.data[slice(i, i + batch_size)]
             yield self.normalise(part.images), part.labels

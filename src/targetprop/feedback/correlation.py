@@ -9,6 +9,7 @@ from torch import Generator
 
 from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
 from targetprop.layers import Layer, Trace
+from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class CorrelationSolver:
 
     reads_output = False
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """``iterations`` updates of the running mean, then of ω."""
-        counts = taps(layer, trace.input).counts * len(trace.input)
+        counts = taps(layer, trace.input).counts * len(trace.input) * peers.size
         for _ in range(self.iterations):
-            e = noise_like(trace.input, generator)
+            e = noise_like(trace.input, generator, peers=peers)
             c = layer.map.correlate(layer.respond(e), e, layer.omega.shape)
+            peers.total_(c)
             state["count"] = state.get("count", 0) + 1
             mean = state.setdefault("correlation", torch.zeros_like(c))
             mean.lerp_(c, 1 / min(state["count"], self.window))

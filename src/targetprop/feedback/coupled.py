@@ -10,6 +10,7 @@ from torch import Generator
 from targetprop.feedback.predictive import correction
 from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
 from targetprop.layers import Layer, Trace
+from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class CoupledSolver:
 
     reads_output = False
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """Iterate both weights; the reported mismatch is that of κ before the last correction."""
         use = taps(layer, trace.input)
         samples = use.samples(self.oversampling, self.max_samples)
@@ -50,8 +53,8 @@ class CoupledSolver:
         for _ in range(count):
             kappa.mul_(1 - self.decay)
             layer.omega.mul_(1 - self.decay)
-            e = noise_like(trace.input, generator, samples)
-            step, mismatch = correction(layer, kappa, use, e, layer.respond(e))
+            e = noise_like(trace.input, generator, samples, peers)
+            step, mismatch = correction(layer, kappa, use, e, layer.respond(e), samples, peers)
             kappa.add_(step)
             layer.omega.add_(step)
         return FeedbackReport(count, mismatch=mismatch)

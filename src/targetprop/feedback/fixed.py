@@ -8,6 +8,7 @@ from torch import Generator
 
 from targetprop.feedback.solver import FeedbackReport, State
 from targetprop.layers import Layer, Trace
+from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Fixed:
 
     reads_output = False
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """Do nothing."""
         return FeedbackReport(0)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
-from targetprop.feedback.solver import FeedbackReport, State
+from targetprop.feedback.solver import FeedbackReport, State, noise_like
 from targetprop.layers import Layer, Trace
 from targetprop.maps import along, sum_to_bias
+from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class JacobianMatching:
 
     reads_output = True
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """Set ω."""
         cross = square = torch.zeros(())
         for _ in range(self.draws):
-            v = torch.empty_like(trace.output).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+            v = noise_like(trace.output, generator, peers=peers).sign_()
 
             def lift(d):
                 return layer.stage.difference(trace.saved, trace.output, d)
@@ -43,6 +46,7 @@ class JacobianMatching:
             n = layer.stage.vjp(trace.saved, v)
             dim = layer.map.bias_dim
             cross, square = cross + sum_to_bias(m * n, dim), square + sum_to_bias(m * m, dim)
+        peers.total_(cross, square)
         scale = torch.where(square > 0, cross / square, torch.zeros_like(square))
         layer.omega.copy_(layer.theta * along(scale, 0, layer.theta.dim()))
         return FeedbackReport(0)

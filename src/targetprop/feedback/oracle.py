@@ -8,6 +8,7 @@ from torch import Generator
 
 from targetprop.feedback.solver import FeedbackReport, State
 from targetprop.layers import Layer, Trace
+from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class Symmetric:
 
     reads_output = False
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """Copy θ to ω."""
         layer.omega.copy_(layer.theta)
         return FeedbackReport(0)

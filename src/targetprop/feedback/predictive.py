@@ -11,9 +11,18 @@ from torch import Generator, Tensor
 from targetprop.feedback.solver import FeedbackReport, State, Taps, noise_like, taps
 from targetprop.layers import Layer, Trace
 from targetprop.maps import DenseMap, Reduced
+from targetprop.ranks import ALONE, Group
 
 
-def correction(layer: Layer, omega: Tensor, use: Taps, e: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+def correction(
+    layer: Layer,
+    omega: Tensor,
+    use: Taps,
+    e: Tensor,
+    response: Tensor,
+    samples: int | None = None,
+    peers: Group = ALONE,
+) -> tuple[Tensor, Tensor]:
     """The step of ω and the mismatch, from a probe ε and the layer's recorded response a = A_θ ε.
 
         r = a − A_ω ε,      Δω = corr(r, ε)/(D + d),      mismatch = ‖r‖/‖a‖
@@ -23,19 +32,23 @@ def correction(layer: Layer, omega: Tensor, use: Taps, e: Tensor, response: Tens
     that contracts the mean-square error most under white noise, d the fan-in and D the outputs that the tap feeds. A
     pre-activation responds linearly to ε: no small-noise limit is needed, and units that lose in pooling or are silent count.
     A fully connected layer with at least 2·d samples is solved instead, Δω = corr(r, ε)(εᵀε)⁻¹, which leaves no error.
-    θ is not read: all that comes of it is ``response``.
+    θ is not read: all that comes of it is ``response``. With peers, ε is this process's part of ``samples`` samples.
     """
+    samples = len(e) if samples is None else samples
     residual = response - layer.map.apply(e, omega)
     step = layer.map.correlate(residual, e, omega.shape)
-    if solvable(layer, use, len(e)):
+    gram = None
+    if solvable(layer, use, samples):
         e = e.flatten(0, -2).to(omega.dtype)
-        factor = torch.linalg.cholesky_ex(e.T @ e)[0]
-        step = torch.cholesky_solve(step.to(e.dtype).T, factor).T
+        gram = e.T @ e
+    missed, whole = residual.square().sum(), response.square().sum()
+    peers.total_(step, gram, missed, whole)
+    if gram is not None:
+        step = torch.cholesky_solve(step.to(e.dtype).T, torch.linalg.cholesky_ex(gram)[0]).T
     else:
-        step = step.div_(use.counts * len(e) + use.fan_in)
+        step = step.div_(use.counts * samples + use.fan_in)
     # A layer whose weights are all zero has response 0 and nothing to match.
-    mismatch = residual.norm() / response.norm().clamp_min(torch.finfo(e.dtype).tiny)
-    return step, mismatch
+    return step, (missed / whole.clamp_min(torch.finfo(e.dtype).tiny)).sqrt()
 
 
 def solvable(layer: Layer, use: Taps, samples: int) -> bool:
@@ -78,7 +91,9 @@ class PredictiveSolver:
 
     reads_output = False
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """Probe and correct ω, if a probe is due."""
         if "counts" not in state:
             use = taps(layer, trace.input)
@@ -90,8 +105,8 @@ class PredictiveSolver:
         def iterate(count: int) -> list[Tensor]:
             found = []
             for _ in range(count):
-                e = noise_like(trace.input, generator, samples)
-                step, mismatch = correction(layer, layer.omega, use, e, layer.respond(e))
+                e = noise_like(trace.input, generator, samples, peers)
+                step, mismatch = correction(layer, layer.omega, use, e, layer.respond(e), samples, peers)
                 layer.omega.add_(step)
                 found.append(mismatch)
             return found

@@ -10,6 +10,7 @@ from targetprop.feedback import losses
 from targetprop.feedback.sgd import momentum_step
 from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
 from targetprop.layers import Layer, Trace
+from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,17 @@ class ReconstructionSolver:
 
     reads_output = True
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """K updates of ω and b_ω; the reported loss is that before the last."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
         count = int(per_layer(self.iterations, index, "iterations"))
         loss = None
         for _ in range(count):
-            e = noise_like(trace.input, generator).mul_(sigma)
+            e = noise_like(trace.input, generator, peers=peers).mul_(sigma)
             loss, gradient, bias_gradient = losses.reconstruction(layer, trace, e)
+            peers.mean_(loss, gradient, bias_gradient)
             momentum_step(layer.omega, gradient, state, "momentum", lr, self.momentum)
             if bias_gradient is not None and layer.feedback_map is not None and layer.feedback_map.bias is not None:
                 momentum_step(layer.feedback_map.bias, bias_gradient, state, "bias_momentum", lr, self.momentum)

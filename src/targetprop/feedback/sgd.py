@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from targetprop.feedback import losses
 from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
 from targetprop.layers import Layer, Trace
+from targetprop.ranks import ALONE, Group
 
 
 def momentum_step(weight: Tensor, gradient: Tensor, state: State, key: str, lr: float, momentum: float) -> None:
@@ -43,13 +44,16 @@ class SGDSolver:
 
     reads_output = True
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """K updates of ω; the reported loss is that before the last."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
         count = int(per_layer(self.iterations, index, "iterations"))
         loss = None
         for _ in range(count):
-            e, h = (noise_like(a, generator).mul_(sigma) for a in (trace.input, trace.output))
+            e, h = (noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, trace.output))
             loss, gradient = losses.ldrl(layer, trace, e, h)
+            peers.mean_(loss, gradient)
             momentum_step(layer.omega, gradient, state, "momentum", lr, self.momentum)
         return FeedbackReport(count, loss)

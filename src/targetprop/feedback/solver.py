@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from targetprop.layers import Layer, Trace
 from targetprop.pooling import memory_format
+from targetprop.ranks import ALONE, Group
 
 State = dict[str, Any]
 PerLayer = float | Sequence[float]
@@ -46,7 +47,9 @@ class Solver(Protocol):
         """Whether ``train`` reads the values of ``trace.output``, not only their shape."""
         ...
 
-    def train(self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator) -> FeedbackReport:
+    def train(
+        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+    ) -> FeedbackReport:
         """Move ``layer.omega`` in place.
 
         Args:
@@ -56,7 +59,8 @@ class Solver(Protocol):
             state: this layer's memory between calls, empty at first; numbers and tensors only. If a report has a mismatch,
                 the caller puts it into ``state["mismatch"]`` as a number before the next call: a solver then decides by it
                 without making the device wait within a step.
-            generator: source of the noise, on the layer's device.
+            generator: source of the noise, on the layer's device; in the same state on all peers.
+            peers: the processes with the other parts of the batch; ω learns from all parts.
 
         """
         ...
@@ -74,15 +78,19 @@ def per_layer(value: PerLayer, index: int, name: str) -> float:
     return value[index]
 
 
-def noise_like(x: Tensor, generator: Generator, count: int | None = None) -> Tensor:
-    """Standard normal noise shaped like x and laid out like it, or like ``count`` samples of it."""
-    shape = (len(x) if count is None else count, *x.shape[1:])
+def noise_like(x: Tensor, generator: Generator, count: int | None = None, peers: Group = ALONE) -> Tensor:
+    """Standard normal noise shaped like x and laid out like it, or like this process's part of ``count`` samples of it.
+
+    Every process draws the noise of all peers, so that results and the generator's state do not depend on their number.
+    """
+    count = len(x) * peers.size if count is None else count
+    mine, shape = peers.part(count), (count, *x.shape[1:])
     if memory_format(x) == torch.contiguous_format:
-        return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+        return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)[mine]
     # Drawn as it lies in memory: torch fills other strides several times slower.
     batch, channels, height, width = shape
     noise = torch.randn((batch, height, width, channels), generator=generator, dtype=x.dtype, device=x.device)
-    return noise.permute(0, 3, 1, 2)
+    return noise.permute(0, 3, 1, 2)[mine]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-FORMAT = 2
+FORMAT = 3
 MARK = b"targetprop sha256:"
 
 

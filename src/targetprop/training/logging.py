@@ -34,8 +34,11 @@ class Metrics:
     Opened at a step, it first drops the rows of later steps, which a resumed run computes anew.
     """
 
-    def __init__(self, folder: Path, step: int = 0):
-        """Open the metrics of a run folder at ``step``."""
+    def __init__(self, folder: Path | None, step: int = 0):
+        """Open the metrics of a run folder at ``step``; without a folder nothing is written."""
+        self._file = self._writer = None
+        if folder is None:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         path = folder / "metrics.jsonl"
@@ -46,6 +49,8 @@ class Metrics:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One row; nested dictionaries of numbers become one curve per entry in TensorBoard."""
+        if self._file is None or self._writer is None:
+            return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         for key, value in values.items():
@@ -55,8 +60,9 @@ class Metrics:
 
     def close(self) -> None:
         """Flush both."""
-        self._file.close()
-        self._writer.close()
+        for part in (self._file, self._writer):
+            if part is not None:
+                part.close()
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from targetprop.analysis.alignment import alignment_of_grad
 from targetprop.data import Batches, Dataset, Images
 from targetprop.feedback import SOLVERS
 from targetprop.pairing import Network
+from targetprop.ranks import Group, Ranks
 from targetprop.training import checkpoint
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import Config, ConfigError
@@ -77,6 +78,7 @@ class Session:
     validation: Batches | None
     test: Batches
     progress: Progress
+    ranks: Ranks
 
     @property
     def last_step(self) -> int:
@@ -175,8 +177,13 @@ def build_schedule(config: Config, optimizer: torch.optim.Optimizer, steps: int,
     return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)
 
 
-def set_up(config: Config, folder: Path) -> Session:
-    """Build everything of a run; weights are drawn from the configuration's seed."""
+def set_up(config: Config, folder: Path, ranks: Ranks = Ranks()) -> Session:  # noqa: B008 - immutable
+    """Build everything of a run; weights are drawn from the configuration's seed.
+
+    Raises:
+        ConfigError: the configuration cannot be run here.
+
+    """
     device, dtype = pick_device(config.device), weight_dtype(config.dtype)
     dataset = load_data(config)
     torch.manual_seed(config.seed)
@@ -186,19 +193,29 @@ def set_up(config: Config, folder: Path) -> Session:
     algo = build_algorithm(config, net)
     if config.compile != "off":
         algo.compile(config.compile)
+    try:
+        algo.distribute(ranks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
-    def batches(images: Images, augment: str = "none") -> Batches:
+    def batches(images: Images, peers: Group, augment: str = "none") -> Batches:
         moved = Images(images.images.to(device), images.labels.to(device))
         size, padding = config.data.batch_size, config.data.padding
-        return Batches(moved, dataset.mean, dataset.std, size, dtype, augment, padding, config.seed, form)
+        return Batches(moved, dataset.mean, dataset.std, size, dtype, augment, padding, config.seed, form, peers)
 
     rest, held_out = data.split(dataset.train, config.data.validation)
-    train = batches(rest, config.data.augment)
+    size = min(config.data.batch_size, len(rest))
+    if size % ranks.data.size:
+        raise ConfigError(
+            f"data.batch_size={size} cannot be split evenly over {ranks.data.size} processes; give a multiple of that."
+        )
+    train = batches(rest, ranks.data, config.data.augment)
     steps = min(config.epochs * len(train), config.steps or config.epochs * len(train))
     optimizer = build_optimizer(config, net)
     schedule = build_schedule(config, optimizer, steps, config.epochs)
-    validation = batches(held_out) if len(held_out) else None
-    return Session(config, folder, net, algo, optimizer, schedule, train, validation, batches(dataset.test), Progress())
+    validation = batches(held_out, ranks.world) if len(held_out) else None
+    test = batches(dataset.test, ranks.world)
+    return Session(config, folder, net, algo, optimizer, schedule, train, validation, test, Progress(), ranks)
 
 
 def load_weights(net: Network, state: dict[str, Any], path: Path) -> None:
@@ -221,18 +238,16 @@ def load_weights(net: Network, state: dict[str, Any], path: Path) -> None:
 def accuracy(net: Network, algo: Algorithm, batches: Batches) -> dict[str, float]:
     """Mean loss and top-1 accuracy over a set, in evaluation mode; top-5 too where there are more than 10 classes."""
     net.eval()
-    loss = top1 = top5 = 0.0
-    wide = False
+    found = torch.zeros(4, dtype=torch.float64)  # sums of loss, top-1 and top-5; whether there are more than 10 classes
     for x, y in batches.once():
         logits = net(x)
-        loss += algo.loss(logits, y).item() * len(y)
-        top1 += (logits.argmax(1) == y).sum().item()
-        wide = logits.shape[1] > 10
-        if wide:
-            top5 += (logits.topk(5).indices == y[:, None]).any(1).sum().item()
+        top5 = logits.topk(min(5, logits.shape[1])).indices
+        hits = (logits.argmax(1) == y).sum().item(), (top5 == y[:, None]).any(1).sum().item()
+        found += torch.tensor([algo.loss(logits, y).item() * len(y), *hits, float(logits.shape[1] > 10)], dtype=torch.float64)
     net.train()
-    count = len(batches.data)
-    return {"loss": loss / count, "accuracy": top1 / count, **({"top5": top5 / count} if wide else {})}
+    batches.peers.total_(found)
+    loss, top1, top5, wide = (found / len(batches.data)).tolist()
+    return {"loss": loss, "accuracy": top1, **({"top5": top5} if wide else {})}
 
 
 def first_nonfinite(net: Network, x: Tensor) -> str:
@@ -264,10 +279,13 @@ def save(session: Session, best: bool = False) -> None:
         if not weight.isfinite().all():
             step = session.progress.step
             raise Diverged(f"weight '{name}' is not finite at step {step}; {kept(session)}")
+    state = session.state()  # by all ranks: some hold what others do not
+    if not session.ranks.leader:
+        return
     if best:
-        checkpoint.save(session.folder / "best.pt", session.state())
+        checkpoint.save(session.folder / "best.pt", state)
     checkpoint.keep_previous(session.folder / "last.pt")
-    checkpoint.save(session.folder / "last.pt", session.state())
+    checkpoint.save(session.folder / "last.pt", state)
 
 
 def kept(session: Session) -> str:
@@ -315,7 +333,7 @@ def run(session: Session, tell: Tell = lambda session, loss: None, deadline: flo
         Interrupted: SIGINT or SIGTERM came, or the deadline passed; the step in progress was finished and saved.
 
     """
-    metrics = Metrics(session.folder, session.progress.step)
+    metrics = Metrics(session.folder if session.ranks.leader else None, session.progress.step)
     try:
         with stop_requests() as stop:
             while session.progress.step < session.last_step:
@@ -354,9 +372,10 @@ def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell,
         tell(session, loss)
         if time.monotonic() > deadline:
             stop.append(signal.SIGALRM)
-        if stop:
+        number = session.ranks.world.maximum(stop[0] if stop else 0)  # a signal may reach one rank a step before another
+        if number:
             save(session)
-            raise Interrupted(f"stopped at step {progress.step}; go on with: targetprop resume {session.folder}", stop[0])
+            raise Interrupted(f"stopped at step {progress.step}; go on with: targetprop resume {session.folder}", number)
         if progress.step >= session.last_step:
             break
         if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
@@ -371,20 +390,23 @@ def step(session: Session, x: Tensor, y: Tensor) -> Report:
 
 def log_step(session: Session, metrics: Metrics, report: Report, loss: float, y: Tensor, angles: dict[str, float]) -> None:
     """One row of training metrics, of the weights before the step."""
+    accuracy = (report.logits.argmax(1) == y).double().mean()
+    session.ranks.data.mean_(accuracy)
     values: dict[str, Any] = {
         "epoch": session.progress.epoch,
         "loss": loss,
-        "accuracy": (report.logits.argmax(1) == y).float().mean().item(),
+        "accuracy": accuracy.item(),
         "lr": session.optimizer.param_groups[0]["lr"],
         "seconds": session.progress.seconds,
     }
     if angles:
         values["angle"] = angles
     mismatch = {name: f.mismatch.item() for name, f in report.feedback.items() if f.mismatch is not None}
-    if mismatch:
-        values["mismatch"] = mismatch
-    if report.feedback:
-        values["iterations"] = {name: f.iterations for name, f in report.feedback.items()}
+    iterations = {name: f.iterations for name, f in report.feedback.items()}
+    for key, own in (("mismatch", mismatch), ("iterations", iterations)):
+        of_all = {name: value for part in session.ranks.layers.gather(own) for name, value in part.items()}
+        if of_all:
+            values[key] = {name: of_all[name] for name in session.net.names if name in of_all}
     metrics.write("train", session.progress.step, **values)
 
 
@@ -410,8 +432,9 @@ def finish(session: Session, metrics: Metrics) -> dict[str, Any]:
     selected = last
     if session.validation is not None:
         path = session.folder / "best.pt"
+        session.ranks.world.wait()  # until it is written
         final = {name: value.clone() for name, value in session.net.state_dict().items()}
-        load_weights(session.net, checkpoint.load(path, next(session.net.parameters()).device), path)
+        load_weights(session.net, checkpoint.load(path), path)
         selected = accuracy(session.net, session.algo, session.test)
         session.net.load_state_dict(final)
     progress = session.progress
@@ -423,39 +446,55 @@ def finish(session: Session, metrics: Metrics) -> dict[str, Any]:
         "test_last": last,
     }
     metrics.write("test", progress.step, **selected)
-    checkpoint.write_text(session.folder / "result.json", _json(result))
+    if session.ranks.leader:
+        checkpoint.write_text(session.folder / "result.json", _json(result))
     return result
 
 
-def start(config: Config, folder: Path) -> Session:
+def refuse_used(folder: Path) -> None:
+    """A new run needs a folder of its own.
+
+    Raises:
+        ConfigError: the folder holds a run already.
+
+    """
+    if any((folder / name).exists() for name in ("config.yaml", "last.pt", "metrics.jsonl")):
+        raise ConfigError(f"{folder} already holds a run; resume it (targetprop resume {folder}) or give another --out.")
+
+
+def start(config: Config, folder: Path, ranks: Ranks = Ranks()) -> Session:  # noqa: B008 - immutable
     """Set up a new run in ``folder``, its configuration and environment written there.
 
     Raises:
         ConfigError: the folder holds a run already, or cannot be written.
 
     """
-    if any((folder / name).exists() for name in ("config.yaml", "last.pt", "metrics.jsonl")):
-        raise ConfigError(f"{folder} already holds a run; resume it (targetprop resume {folder}) or give another --out.")
-    session = set_up(config, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
-    device = next(session.net.parameters()).device
-    checkpoint.write_text(folder / "environment.json", _json(environment(device, config.seed)))
+    if ranks.leader:
+        refuse_used(folder)
+    session = set_up(config, folder, ranks)
+    if ranks.leader:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
+        record = environment(next(session.net.parameters()).device, config.seed)
+        record["ranks"] = {"data": ranks.data.size, "layers": ranks.layers.size}
+        checkpoint.write_text(folder / "environment.json", _json(record))
     save(session)
     return session
 
 
-def resume(config: Config, folder: Path, name: str = "last.pt") -> Session:
-    """Take up a run where its last checkpoint stands, or the one called ``name``."""
-    checkpoint.remove_parts(folder)
-    session = set_up(config, folder)
+def resume(config: Config, folder: Path, name: str = "last.pt", ranks: Ranks = Ranks()) -> Session:  # noqa: B008 - immutable
+    """Take up a run where its last checkpoint stands, or the one called ``name``; the number of ranks may be another."""
+    session = set_up(config, folder, ranks)
     path = folder / name
-    session.restore(checkpoint.load(path, next(session.net.parameters()).device), path)
-    if name != "last.pt":  # a damaged last.pt must not become the only predecessor of the next one
-        checkpoint.write_atomically(folder / "last.pt", lambda file: file.write(path.read_bytes()))
+    session.restore(checkpoint.load(path), path)
+    ranks.world.wait()  # until all have read it
+    if ranks.leader:
+        checkpoint.remove_parts(folder)
+        if name != "last.pt":  # a damaged last.pt must not become the only predecessor of the next one
+            checkpoint.write_atomically(folder / "last.pt", lambda file: file.write(path.read_bytes()))
     return session
 
 

@@ -1,0 +1,313 @@
+"""Several processes find what one finds: samples, layers and both shared out (issue: beyond one machine)."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import targetprop as tp
+import worlds
+from cases import CASES, make
+from targetprop import cli
+from targetprop.algorithms.sharing import assign
+from targetprop.ranks import Group, Ranks
+from targetprop.training import checkpoint, launch
+from targetprop.training.logging import read_metrics
+
+WHOLE = ("backprop", "drl", "ddtp_linear", "direct_feedback_alignment")  # do not train feedback layer by layer
+PLACES = [(case, "lenet") for case in CASES] + [("ldrl", "resnet18"), ("ldrl-sgd", "odd_convolutions")]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    found = {}
+
+    def get(case, name):
+        if (case, name) not in found:
+            found[case, name] = worlds.train(case, name, worlds.ALONE)
+        return found[case, name]
+
+    return get
+
+
+def differences(a, b, path=""):
+    """(path, largest difference) of every tensor and number; keys must agree."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            yield from differences(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, torch.Tensor):
+        yield path, (a.double() - b.double()).abs().max().item()
+    else:
+        yield path, abs(a - b)
+
+
+@pytest.mark.parametrize(
+    ("size", "layers"), [(2, 1), (2, 2), (4, 2), (3, 3)], ids=["data", "layers", "combined", "three along the layers"]
+)
+def test_many_processes_equal_one_to_1e_10(size, layers, alone, tmp_path):
+    places = [place for place in PLACES if layers == 1 or place[0] not in WHOLE]
+    assert set(worlds.codes(worlds.spawn(worlds.train_all, size, places, layers, tmp_path))) == {0}
+    for case, name in places:
+        found = torch.load(tmp_path / f"{case}-{name}.pt", weights_only=True)
+        for path, difference in differences(alone(case, name), found):
+            assert difference < 1e-10, (case, name, path)
+
+
+def test_the_cases_move_all_weights(alone):
+    net, _, _ = make("lenet")
+    for case in CASES:
+        moved = alone(case, "lenet")["net"]
+        assert all((moved[key] - value).abs().max() > 1e-6 for key, value in net.state_dict().items() if "forward" in key)
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_layers_are_shared_out_only_where_feedback_learns_layer_by_layer(case):
+    net, _, _ = make("mlp")
+    pair = Group()
+    pair.size = 2
+    with pytest.raises(ValueError, match="does not train its feedback layer by layer"):
+        CASES[case](net).distribute(Ranks(layers=pair))
+
+
+def test_layers_go_to_the_least_loaded_costliest_first():
+    assert assign({"a": 3.0, "b": 2.0, "c": 2.0, "d": 1.5}, 2) == {"a": 0, "b": 1, "c": 1, "d": 0}
+    assert set(assign({"a": 1.0}, 3).values()) == {0}
+    rng = random.Random(0)
+    for _ in range(100):
+        costs = {str(i): rng.random() for i in range(8)}
+        loads = [0.0, 0.0, 0.0]
+        for name, rank in assign(costs, 3).items():
+            loads[rank] += costs[name]
+        assert max(loads) <= sum(costs.values()) / 3 + max(costs.values()) * 2 / 3 + 1e-12  # Graham (1966)
+
+
+def test_parts_cover_everything_once():
+    for size in range(1, 6):
+        for count in range(12):
+            parts = []
+            for rank in range(size):
+                group = Group()
+                group.rank, group.size = rank, size
+                parts += range(count)[group.part(count)]
+            assert parts == list(range(count))
+
+
+TINY = ["--network.channels", "[4]", "--data.limit", "200", "--data.batch_size", "20", "--log_every", "1"]
+TINY += ["--measure_every", "4", "--dtype", "float64", "--epochs", "3", "--checkpoint_every", "1"]
+
+
+def run(size, *words, kill=None):
+    return worlds.codes(worlds.spawn(worlds.program, size, [str(word) for word in words], kill))
+
+
+def weights(folder):
+    return checkpoint.load(folder / "last.pt")["net"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Uninterrupted runs by (processes, layer ranks)."""
+    found = {}
+
+    def get(size, layers):
+        if (size, layers) not in found:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            assert set(run(size, "train", "digits-ldrl", *TINY, "--layer-ranks", layers, "--out", folder)) == {0}
+            found[size, layers] = folder
+        return found[size, layers]
+
+    return get
+
+
+@pytest.mark.parametrize(("size", "layers"), [(2, 1), (2, 2), (4, 2)])
+def test_the_program_trains_measures_and_tests_the_same_in_many_processes(size, layers, whole):
+    one, many = whole(1, 1), whole(size, layers)
+    assert {p.name for p in one.iterdir()} == {p.name for p in many.iterdir()}
+    for path, difference in differences(weights(one), weights(many)):
+        assert difference < 1e-10, path
+    drop = ("seconds", "seconds_per_step")
+    for a, b in zip(read_metrics(one / "metrics.jsonl"), read_metrics(many / "metrics.jsonl"), strict=True):
+        a, b = ({k: v for k, v in row.items() if k not in (*drop, "kind")} for row in (a, b))
+        # an angle of nearly zero is known to half the digits
+        for path, difference in differences(a, b):
+            assert difference < (1e-4 if "angle" in path else 1e-9), path
+    a, b = (json.loads((folder / "result.json").read_text()) for folder in (one, many))
+    assert a["test"]["accuracy"] == b["test"]["accuracy"]
+    assert json.loads((many / "environment.json").read_text())["ranks"] == {"data": size // layers, "layers": layers}
+
+
+def killed(folder, size, layers, kind, kills, seed):
+    """Train with a random rank killed at random events, resuming each time; the folder of the finished run."""
+    rng = random.Random(seed)
+    words = ["train", "digits-ldrl", *TINY, "--layer-ranks", layers, "--out", folder]
+    for _ in range(kills):
+        victim = 0 if kind == "write" else rng.randrange(size)  # rank 0 writes
+        count = {"step": rng.randrange(1, 8), "write": rng.randrange(1, 8), "exchange": rng.randrange(25, 60)}[kind]
+        found = run(size, *words, kill=(victim, kind, count))
+        if found == [0] * size:  # the run was over before the event came
+            break
+        assert found[victim] == -signal.SIGKILL
+        assert set(found) <= {-signal.SIGKILL, launch.LOST}
+        for path in folder.glob("*.pt"):
+            checkpoint.load(path)  # raises if torn
+        words = ["resume", folder, "--layer-ranks", layers]
+    assert set(run(size, "resume", folder, "--layer-ranks", layers)) == {0}
+    assert not list(folder.glob(".*.part"))
+
+
+FAULTS = [(1, 1, "step"), (1, 1, "write"), (2, 1, "step"), (2, 1, "write"), (2, 1, "exchange"), (2, 2, "exchange")]
+
+
+@pytest.mark.parametrize(("size", "layers", "kind"), FAULTS)
+def test_kill_9_then_resume_gives_the_same_weights(size, layers, kind, whole, tmp_path):
+    killed(tmp_path / "run", size, layers, kind, 2, seed=0)
+    assert equal(weights(tmp_path / "run"), weights(whole(size, layers)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "layers", "kind"), FAULTS)
+def test_fifty_kills(size, layers, kind, whole, tmp_path):
+    for seed in range(1, 18):
+        killed(tmp_path / str(seed), size, layers, kind, 3, seed)
+        assert equal(weights(tmp_path / str(seed)), weights(whole(size, layers)))
+
+
+def test_resume_with_another_number_of_processes(whole, tmp_path):
+    """2 ranks to 1, to 4 and back; the angle of float64 rounding is all that remains."""
+    folder = tmp_path / "run"
+    words = ["train", "digits-ldrl", *TINY, "--out", folder]
+    for size, layers, count in ((2, 1, 5), (1, 1, 4), (2, 2, 4), (4, 2, 4), (2, 1, 3)):
+        found = run(size, *words, "--layer-ranks", layers, kill=(0, "step", count))
+        assert found[0] == -signal.SIGKILL
+        words = ["resume", folder]
+    assert set(run(1, "resume", folder)) == {0}
+    for path, difference in differences(weights(whole(1, 1)), weights(folder)):
+        assert difference < 1e-10, path
+
+
+def start(*words):
+    command = [sys.executable, "-m", "targetprop", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for_rows(folder, count, process, seconds=60):
+    limit = time.time() + seconds
+    while len(read_metrics(folder / "metrics.jsonl")) < count and time.time() < limit:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+LONG = ["--network.channels", "[4]", "--data.batch_size", "20", "--log_every", "1", "--measure_every", "0"]
+LONG += ["--epochs", "1000", "--checkpoint_every", "1"]
+
+
+def test_a_dead_rank_stops_the_others_with_one_message(tmp_path):
+    folder = tmp_path / "run"
+    process = start("train", "digits-ldrl", *LONG, "--devices", 2, "--out", folder)
+    wait_for_rows(folder, 5, process)
+    workers = [p for p in children(process.pid) if "RANK=1" in Path(f"/proc/{p}/environ").read_text().split("\0")]
+    assert len(workers) == 1
+    began = time.time()
+    os.kill(workers[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert time.time() - began < 60
+    assert process.returncode == 128 + signal.SIGKILL
+    found = [line for line in error.splitlines() if line.startswith("targetprop")]
+    assert len(found) == 1, error
+    assert re.search(r"rank 1 was killed by signal 9 \(SIGKILL\) and the other ranks were stopped; go on with", found[0])
+    assert "Traceback" not in error
+    checkpoint.load(folder / "last.pt")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_sigterm_saves_and_exits_with_143(devices, tmp_path):
+    folder = tmp_path / "run"
+    process = start("train", "digits-ldrl", *LONG, "--checkpoint_every", 0, "--devices", devices, "--out", folder)
+    wait_for_rows(folder, 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, error
+    step = int(re.search(r"stopped at step (\d+); go on with: targetprop resume", error).group(1))
+    assert error.count("targetprop resume") == 1
+    assert checkpoint.load(folder / "last.pt")["progress"]["step"] == step > 0
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    words = [str(w) for w in ("train", "digits-ldrl", *TINY, "--out", folder)]
+    write, saved = checkpoint.write_atomically, []
+
+    def full(path, fill):
+        if path.name == "last.pt":
+            if len(saved) == 3:
+                raise OSError(28, "No space left on device", str(path))
+            saved.append(path)
+        write(path, fill)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert error.count("\n") == 1
+    assert checkpoint.load(folder / "last.pt")["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--devices", "0"], "--devices 0 is out of range"),
+        (["--layer-ranks", "2"], "--layer-ranks 2 does not divide the 1 processes"),
+        (["--devices", "4", "--layer-ranks", "3"], "--layer-ranks 3 does not divide the 4 processes"),
+        (["--nodes", "2"], "--nodes 2 needs --rendezvous HOST:PORT"),
+    ],
+)
+def test_bad_layouts_are_refused_before_anything_starts(words, message, tmp_path, capsys):
+    assert cli.main(["train", "digits-ldrl", *words, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path):
+    found = run(2, "train", "digits-ldrl", *TINY, "--data.batch_size", 21, "--out", tmp_path / "run")
+    assert found == [2, 2]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_cause_of_an_end_is_told_from_its_victims():
+    assert launch.verdict({0: 4, 1: -9})[0] == 137
+    assert "rank 1 was killed by signal 9" in launch.verdict({0: 4, 1: -9})[1]
+    assert launch.verdict({0: 2, 1: 4}) == (2, None)
+    assert launch.verdict({0: 143, 1: 143}) == (143, None)
+    assert "rank 1 was" in launch.verdict({0: -15, 1: -9})[1]
+    assert "lost contact" in launch.verdict({0: 4})[1]
+
+
+def test_noise_does_not_depend_on_the_number_of_processes():
+    for form in (torch.contiguous_format, torch.channels_last):
+        x = torch.zeros(6, 3, 4, 5).contiguous(memory_format=form)
+        whole = tp.feedback.solver.noise_like(x, torch.Generator().manual_seed(3))
+        parts = []
+        for rank in range(3):
+            group = Group()
+            group.rank, group.size = rank, 3
+            parts.append(tp.feedback.solver.noise_like(x[:2], torch.Generator().manual_seed(3), peers=group))
+        assert torch.equal(torch.cat(parts), whole)
