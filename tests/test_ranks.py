@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -222,7 +223,7 @@ def test_a_dead_rank_stops_the_others_with_one_message(tmp_path):
     folder = tmp_path / "run"
     process = start("train", "digits-ldrl", *LONG, "--devices", 2, "--out", folder)
     wait_for_rows(folder, 5, process)
-    workers = [p for p in children(process.pid) if "RANK=1" in Path(f"/proc/{p}/environ").read_text().split("\0")]
+    workers = [p for p in children(process.pid) if "RANK=1" in environment_of(p)]
     assert len(workers) == 1
     began = time.time()
     os.kill(workers[0], signal.SIGKILL)
@@ -311,3 +312,37 @@ def test_noise_does_not_depend_on_the_number_of_processes():
             group.rank, group.size = rank, 3
             parts.append(tp.feedback.solver.noise_like(x[:2], torch.Generator().manual_seed(3), peers=group))
         assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_soak_of_2000_steps_keeps_memory_and_files_flat(devices, tmp_path):
+    folder, seen = tmp_path / "run", []
+    words = ["--data.batch_size", 64, "--steps", 2000, "--epochs", 1000, "--checkpoint_every", 50, "--measure_every", 50]
+    process = start("train", "digits-ldrl", *words, "--devices", devices, "--out", folder)
+    while process.poll() is None:
+        rows = read_metrics(folder / "metrics.jsonl")
+        workers = children(process.pid) if devices > 1 else [process.pid]
+        worker = next((p for p in workers if devices == 1 or "RANK=0" in environment_of(p)), None)
+        if rows and worker is not None and process.poll() is None:
+            found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{worker}/status").read_text())
+            if found:  # else it is ending
+                seen.append((rows[-1]["step"], int(found.group(1)), len(list(Path(f"/proc/{worker}/fd").iterdir()))))
+        time.sleep(0.1)
+    assert process.returncode == 0, process.communicate()
+    early = [row for row in seen if 500 <= row[0] < 900]
+    late = [row for row in seen if 1600 <= row[0] < 1990]
+    assert min(len(early), len(late)) >= 5
+    memory = [statistics.median(row[1] for row in part) for part in (early, late)]
+    files = [statistics.median(row[2] for row in part) for part in (early, late)]  # a checkpoint being written is one more
+    print(f"{devices} processes: {memory[0]} to {memory[1]} KiB, {files[0]} to {files[1]} files")
+    assert memory[1] < 1.02 * memory[0]
+    assert files[1] <= files[0]
+
+
+def environment_of(pid):
+    """NAME=VALUE strings; none if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:
+        return []

@@ -1,6 +1,6 @@
 """targetprop: deep networks trained by difference target propagation with learned backprop targets."""
 
-from targetprop import algorithms, analysis, data, feedback, networks
+from targetprop import algorithms, analysis, data, feedback, networks, ranks
 from targetprop.citations import cite
 from targetprop.maps import register
 from targetprop.pairing import Network, PairingError, Sum, pair
@@ -18,5 +18,6 @@ __all__ = [
     "feedback",
     "networks",
     "pair",
+    "ranks",
     "register",
 ]
