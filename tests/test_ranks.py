@@ -151,8 +151,8 @@ def test_the_program_trains_measures_and_tests_the_same_in_many_processes(size, 
 
 
 def killed(folder, size, layers, kind, kills, seed):
-    """Train with a random rank killed at random events, resuming each time; the folder of the finished run."""
-    rng = random.Random(seed)
+    """Train with a random rank killed at random events, resuming each time; the number of kills before the run was over."""
+    rng, done = random.Random(seed), 0
     words = ["train", "digits-ldrl", *TINY, "--layer-ranks", layers, "--out", folder]
     for _ in range(kills):
         victim = 0 if kind == "write" else rng.randrange(size)  # rank 0 writes
@@ -162,11 +162,13 @@ def killed(folder, size, layers, kind, kills, seed):
             break
         assert found[victim] == -signal.SIGKILL
         assert set(found) <= {-signal.SIGKILL, launch.LOST}
+        done += 1
         for path in folder.glob("*.pt"):
             checkpoint.load(path)  # raises if torn
         words = ["resume", folder, "--layer-ranks", layers]
     assert set(run(size, "resume", folder, "--layer-ranks", layers)) == {0}
     assert not list(folder.glob(".*.part"))
+    return done
 
 
 FAULTS = [(1, 1, "step"), (1, 1, "write"), (2, 1, "step"), (2, 1, "write"), (2, 1, "exchange"), (2, 2, "exchange")]
@@ -174,16 +176,18 @@ FAULTS = [(1, 1, "step"), (1, 1, "write"), (2, 1, "step"), (2, 1, "write"), (2, 
 
 @pytest.mark.parametrize(("size", "layers", "kind"), FAULTS)
 def test_kill_9_then_resume_gives_the_same_weights(size, layers, kind, whole, tmp_path):
-    killed(tmp_path / "run", size, layers, kind, 2, seed=0)
+    assert killed(tmp_path / "run", size, layers, kind, 2, seed=0) == 2
     assert equal(weights(tmp_path / "run"), weights(whole(size, layers)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "layers", "kind"), FAULTS)
 def test_fifty_kills(size, layers, kind, whole, tmp_path):
+    kills = 0
     for seed in range(1, 18):
-        killed(tmp_path / str(seed), size, layers, kind, 3, seed)
+        kills += killed(tmp_path / str(seed), size, layers, kind, 3, seed)
         assert equal(weights(tmp_path / str(seed)), weights(whole(size, layers)))
+    assert kills >= 50
 
 
 def test_resume_with_another_number_of_processes(whole, tmp_path):

@@ -88,7 +88,10 @@ class Group:
         try:
             collective(*args, group=self._group, **kwargs)
         except RuntimeError as error:  # what every backend raises, a type of its own or not
-            raise RankLost(f"lost contact with another rank ({str(error).splitlines()[0][:160]}).") from error
+            reason = (
+                str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
+            )  # without the backend's source line and advice
+            raise RankLost(f"lost contact with another rank ({reason}).") from error
 
 
 def unpack(flat: Tensor, tensors: Any) -> None:

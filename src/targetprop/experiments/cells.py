@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import statistics
@@ -16,10 +17,10 @@ import torch
 
 from targetprop import data, networks
 from targetprop.analysis.tables import markdown
-from targetprop.data import Batches, Dataset
+from targetprop.data import Batches
 from targetprop.pairing import Network
 from targetprop.training.checkpoint import write_text
-from targetprop.training.config import ConfigError
+from targetprop.training.config import Config, ConfigError
 from targetprop.training.device import layout
 from targetprop.training.logging import environment
 
@@ -87,7 +88,7 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
 
 def lenet_batch(data_name: str, data_dir: str | None, seed: int, bias: bool, kind: str, augment: str) -> tuple[Network, Any]:
     """A LeNet with weights of ``seed`` and the first shuffled batch of 256 of that seed, (x, y)."""
-    dataset = load(data_name, data_dir)
+    dataset = data.load(data_name, data_dir)
     torch.manual_seed(seed)
     net = networks.lenet(dataset.in_shape, dataset.classes, bias=bias, feedback=kind)  # type: ignore[arg-type]
     form = layout(net, "auto")
@@ -101,14 +102,14 @@ def slug(label: str) -> str:
     return "".join(c for c in label.replace(" ", "-") if c not in ",'=")
 
 
+def run_settings(run: Config) -> Result:
+    """A run's configuration, wherever its data lie."""
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, dir=None)).to_dict()
+
+
 def listed(seeds: Sequence[int]) -> str:
     """How many seeds, and which."""
     return f"{len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f"seed {seeds[0]} only"
-
-
-def load(name: str, folder: str | None) -> Dataset:
-    """A data set."""
-    return data.load(name, folder)
 
 
 def mean_and_std(values: Iterable[Sequence[float]]) -> tuple[list[float], list[float]]:

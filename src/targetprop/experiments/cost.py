@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from targetprop import data
 from targetprop.analysis.figures import draw_cost
 from targetprop.analysis.tables import number
 from targetprop.experiments import bench
-from targetprop.experiments.cells import Place, Result, cell, load, write_csv, write_markdown
+from targetprop.experiments.cells import Place, Result, cell, write_csv, write_markdown
 
 REAL: Result = {
     "data": "cifar10",
@@ -34,7 +35,7 @@ CONTENDERS = ("plain", "backprop", "ldrl", "untracked", "paper")
 def reproduce(place: Place) -> None:
     """Time what is missing, then write the table: ``cost`` .csv, .png, .pdf and .md."""
     settings = SCALES[place.scale]
-    dataset = load(settings["data"], place.data_dir)
+    dataset = data.load(settings["data"], place.data_dir)
     found: dict[str, list[dict[str, Any]]] = {}
     for network in settings["networks"]:
         setting = bench.Setting(network, settings["channels"], settings["batch"], lr=settings["lr"])

@@ -7,7 +7,6 @@ feedback with each solver stands beside them. A second picture shows the same an
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from targetprop.experiments.cells import (
     lenet_batch,
     listed,
     mean_and_std,
+    run_settings,
     slug,
     spread,
     write_csv,
@@ -250,8 +250,3 @@ def over_training(place: Place) -> None:
         rows += [{"condition": label, "step": row["step"], **row["angle"]} for row in measured]
     draw_panels(shown, [place.folder / f"alignment-over-training.{suffix}" for suffix in ("png", "pdf")], 3)
     write_csv(place.folder / "alignment-over-training.csv", rows)
-
-
-def run_settings(run: Config) -> Result:
-    """A run's configuration, wherever its data lie."""
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, dir=None)).to_dict()

@@ -11,8 +11,18 @@ from typing import Any
 
 from targetprop.analysis.figures import draw_bars
 from targetprop.analysis.tables import angle_summary
-from targetprop.experiments.cells import Place, Result, cell, listed, mean_and_std, slug, spread, write_csv, write_markdown
-from targetprop.experiments.figure_4_3 import run_settings
+from targetprop.experiments.cells import (
+    Place,
+    Result,
+    cell,
+    listed,
+    mean_and_std,
+    run_settings,
+    slug,
+    spread,
+    write_csv,
+    write_markdown,
+)
 from targetprop.training import config, runner
 from targetprop.training.logging import read_metrics
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from targetprop import networks
+from targetprop import data, networks
 from targetprop.algorithms import LDRL
 from targetprop.analysis.alignment import backprop_gradients
 from targetprop.analysis.figures import Line, Panel, draw_panels
-from targetprop.experiments.cells import Place, Result, cell, load, mean_and_std, write_csv, write_markdown
+from targetprop.experiments.cells import Place, Result, cell, mean_and_std, write_csv, write_markdown
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, losses
 from targetprop.feedback.solver import Taps, taps
 from targetprop.layers import Layer, Trace
@@ -44,7 +44,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 def batch(settings: Result, data_dir: str | None, seed: int) -> tuple[Tensor, Tensor, tuple[int, ...], int]:
     """Standardised images and labels in float64, the images' shape and the number of classes."""
-    dataset = load(settings["data"], data_dir)
+    dataset = data.load(settings["data"], data_dir)
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[: settings["batch"]]
     x = dataset.train.images[order].double()
     return (x - x.mean()) / x.std(), dataset.train.labels[order], dataset.in_shape, dataset.classes
