@@ -254,6 +254,17 @@ def test_sigterm_saves_and_exits_with_143(devices, tmp_path):
     assert checkpoint.load(folder / "last.pt")["progress"]["step"] == step > 0
 
 
+@pytest.mark.slow
+def test_two_nodes_find_each_other_and_train_what_one_process_does(whole, tmp_path):
+    words = ["train", "digits-ldrl", *TINY, "--out", tmp_path / "run", "--nodes", 2]
+    nodes = [start(*words, "--rendezvous", f"localhost:{port}") for port in [worlds.free_port()] for _ in range(2)]
+    for node in nodes:
+        _, error = node.communicate(timeout=100)
+        assert node.returncode == 0, error
+    for path, difference in differences(weights(whole(1, 1)), weights(tmp_path / "run")):
+        assert difference < 1e-10, path
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     words = [str(w) for w in ("train", "digits-ldrl", *TINY, "--out", folder)]
