@@ -156,7 +156,7 @@ def killed(folder, size, layers, kind, kills, seed):
     words = ["train", "digits-ldrl", *TINY, "--layer-ranks", layers, "--out", folder]
     for _ in range(kills):
         victim = 0 if kind == "write" else rng.randrange(size)  # rank 0 writes
-        count = {"step": rng.randrange(1, 8), "write": rng.randrange(1, 8), "exchange": rng.randrange(25, 60)}[kind]
+        count = {"step": rng.randrange(1, 8), "write": rng.randrange(1, 8), "exchange": rng.randrange(12, 36)}[kind]
         found = run(size, *words, kill=(victim, kind, count))
         if found == [0] * size:  # the run was over before the event came
             break
