@@ -92,8 +92,9 @@ class Algorithm(ABC):
 
     def average(self, loss: Tensor, *gradients: Tensor | None) -> None:
         """Replace batch means of this process's part, and running statistics, by those of the whole batch, in place."""
-        statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
-        self.ranks.data.mean_(loss, *gradients, *statistics)
+        if self.ranks.data.size > 1:  # alone, a step does not look for statistics
+            statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+            self.ranks.data.mean_(loss, *gradients, *statistics)
 
     def accumulate(self, loss: Tensor, learned: Sequence[Gradients], tracking: bool = False) -> None:
         """Add the layers' gradients to ``.grad``, averaged like ``loss`` over all parts of the batch."""
