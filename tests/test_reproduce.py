@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from targetprop import cli
-from targetprop.experiments import figure_4_2, figure_4_3, theory
+from targetprop.experiments import figure_4_2, figure_4_3, figure_4_3_curves, theory
 from targetprop.experiments.cells import Place, cell, mean_and_std
 from targetprop.experiments.reproduce import EXPERIMENTS
 from targetprop.training.config import ConfigError
@@ -113,6 +113,20 @@ def test_the_predictive_solver_is_exact_on_the_output_layer_at_once():
     assert found["angle"][1] < 0.1
     some = figure_4_2.curve(figure_4_2.WAYS["L-DRL, predictive, 256 samples"], 123, settings, None)
     assert some["distance"][20] == pytest.approx(some["distance"][0] * (512 / 768) ** 10, rel=0.4)
+
+
+def test_the_updates_reach_what_the_transpose_leaves_at_the_counted_cost():
+    settings = {"data": "digits", "iterations": 40}
+    found = figure_4_3_curves.curve(figure_4_3_curves.WAYS["predictive"], "matched", 123, settings, None)
+    assert min(found["angle"][0][:3]) > 60
+    assert found["angle"][-1] == pytest.approx(found["limit"], abs=0.1)
+    assert max(found["limit"]) < 10
+    assert found["iteration"][-1] == 40
+    paper = figure_4_3_curves.curve(
+        figure_4_3_curves.WAYS["paper's solver"], "mirror", 123, {**settings, "iterations": 2}, None
+    )
+    assert paper["passes"] == [0, 4, 8]
+    assert paper["limit"][0] > 20
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
     kept = {"settings": settings, "environment": record, "seconds": time.perf_counter() - began, "result": result}
     write_text(path, json.dumps(kept, indent=1) + "\n")
     return json.loads(json.dumps(result))
+
+
+def cells_of_seed(
+    place: Place, seed: int, settings: Result, labels: Iterable[str], compute: Callable[[str, Path], Result]
+) -> dict[str, Result]:
+    """A ``cell`` a label, ``LABEL/seed-SEED``; ``compute`` gets the label and the folder."""
+    settings = {**settings, "seed": seed}
+    return {label: cell(place, f"{slug(label)}/seed-{seed}", settings, partial(compute, label)) for label in labels}
 
 
 def lenet_batch(data_name: str, data_dir: str | None, seed: int, bias: bool, kind: str, augment: str) -> tuple[Network, Any]:

@@ -22,11 +22,10 @@ from targetprop.analysis.figures import Line, Panel, draw_panels
 from targetprop.experiments.cells import (
     Place,
     Result,
-    cell,
+    cells_of_seed,
     lenet_batch,
     listed,
     mean_and_std,
-    slug,
     spread,
     write_csv,
     write_markdown,
@@ -119,14 +118,12 @@ def reproduce(place: Place) -> None:
     results: dict[str, list[Result]] = {}
     seeds = place.choose(SEEDS)
     for seed in seeds:
-        for label, way in WAYS.items():
 
-            def compute(folder: Path, way: Way = way, seed: int = seed) -> Result:
-                return curve(way, seed, settings, place.data_dir)
+        def compute(label: str, _: Path, seed: int = seed) -> Result:
+            return curve(WAYS[label], seed, settings, place.data_dir)
 
-            results.setdefault(label, []).append(
-                cell(place, f"{slug(label)}/seed-{seed}", {**settings, "seed": seed}, compute)
-            )
+        for label, found in cells_of_seed(place, seed, settings, WAYS, compute).items():
+            results.setdefault(label, []).append(found)
     write(place, results, seeds)
 
 

@@ -2,7 +2,7 @@
 
 LeNet without biases, frozen random forward weights, one batch a seed; the feedback weights learn on that batch, then the
 angle of each layer's update to the backprop gradient is measured. The paper's conditions all use mirror feedback; matched
-feedback with each solver stands beside them. A second picture shows the same angles over training.
+feedback with each solver stands beside them.
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from targetprop.algorithms import LDRL, Algorithm, DDTPLinear
 from targetprop.analysis.alignment import alignment_of_grad
-from targetprop.analysis.figures import Line, Panel, draw_bars, draw_panels
+from targetprop.analysis.figures import draw_bars
 from targetprop.experiments.cells import (
     Place,
     Result,
-    cell,
+    cells_of_seed,
     lenet_batch,
     listed,
     mean_and_std,
-    run_settings,
-    slug,
     spread,
     write_csv,
     write_markdown,
@@ -34,9 +31,7 @@ from targetprop.experiments.cells import (
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, Solver, Symmetric
 from targetprop.layers import Layer, Trace
 from targetprop.pairing import Network
-from targetprop.training import checkpoint, config, runner
-from targetprop.training.config import Config
-from targetprop.training.logging import read_metrics
+from targetprop.training import checkpoint
 
 SEEDS = (123, 124, 125, 126, 127)
 BETA = 0.4655
@@ -173,23 +168,20 @@ def as_result(found: Sequence[tuple[float, float]]) -> Result:
 
 
 def reproduce(place: Place) -> None:
-    """Compute what is missing, then write CSV, pictures and a table; then the angles over training."""
+    """Compute what is missing, then write CSV, pictures and a table, anew after each seed."""
     settings = SCALES[place.scale]
     seeds = place.choose(SEEDS)
     results: dict[str, list[Result]] = {}
     for seed in seeds:
-        for label, condition in CONDITIONS.items():
 
-            def compute(folder: Path, label: str = label, condition: Any = condition, seed: int = seed) -> Result:
-                if condition is None:
-                    return measure_drl(place, folder, label == "DRL, trained", seed, settings)
-                return measure_ldrl(place, folder, label, seed, settings)
+        def compute(label: str, folder: Path, seed: int = seed) -> Result:
+            if CONDITIONS[label] is None:
+                return measure_drl(place, folder, label == "DRL, trained", seed, settings)
+            return measure_ldrl(place, folder, label, seed, settings)
 
-            results.setdefault(label, []).append(
-                cell(place, f"{slug(label)}/seed-{seed}", {**settings, "seed": seed}, compute)
-            )
+        for label, found in cells_of_seed(place, seed, settings, CONDITIONS, compute).items():
+            results.setdefault(label, []).append(found)
         write(place, results, seeds[: seeds.index(seed) + 1])
-    over_training(place)
 
 
 def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) -> None:
@@ -216,37 +208,3 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
     )
     headings = ("condition", "published " + "/".join(LAYERS), *LAYERS)
     write_markdown(place, "figure-4.3", "Figure 4.3: the updates of every layer", about, headings, table)
-
-
-TRAINING: dict[str, Result] = {
-    "smoke": {"data.name": "digits", "data.augment": "none", "data.batch_size": 64, "steps": 6, "measure_every": 2},
-    "cpu": {"data.name": "cifar10", "steps": 100, "measure_every": 10},
-    "paper": {"data.name": "cifar10", "epochs": 90, "measure_every": 350},
-}
-VARIANTS: dict[str, tuple[str, Result]] = {
-    "L-DRL, paper's solver": ("cifar10-lenet-ldrl-paper", {}),
-    "correlation, matched": ("cifar10-lenet-ldrl", {"algorithm.solver": "correlation"}),
-    "predictive, matched": ("cifar10-lenet-ldrl", {}),
-}
-
-
-def over_training(place: Place) -> None:
-    """Train LeNet with each solver and draw the angles of its layers as they go: ``alignment-over-training`` .png and .pdf."""
-    chosen = TRAINING[place.scale]
-    shown, rows = [], []
-    for label, (preset, settings) in VARIANTS.items():
-        overrides = {**settings, **chosen, "data.validation": 0, "data.dir": place.data_dir}
-        run = config.load(preset, [(key, value) for key, value in overrides.items() if value is not None])
-        folder = place.folder / "cells" / "training" / slug(label) / "run"
-
-        def compute(_: Path, run: Config = run, folder: Path = folder) -> Result:
-            return runner.run(runner.take_up(run, folder))
-
-        cell(place, f"training/{slug(label)}", run_settings(run), compute)
-        measured = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("angle")]
-        at = [row["step"] for row in measured]
-        lines = [Line(layer, at, [row["angle"][layer] for row in measured]) for layer in measured[0]["angle"]]
-        shown.append(Panel(label, "step", "angle to the backprop gradient (degrees)", lines, floor=0))
-        rows += [{"condition": label, "step": row["step"], **row["angle"]} for row in measured]
-    draw_panels(shown, [place.folder / f"alignment-over-training.{suffix}" for suffix in ("png", "pdf")], 3)
-    write_csv(place.folder / "alignment-over-training.csv", rows)

@@ -1,0 +1,170 @@
+"""The angles of figure 4.3 as curves: over the iterations of each solver and their cost, and over training.
+
+The paper shows them at one moment, after 5,000 iterations on frozen θ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from targetprop.algorithms import LDRL
+from targetprop.analysis.figures import Line, Panel, draw_panels
+from targetprop.experiments.cells import Place, Result, cell, lenet_batch, run_settings, slug, write_csv
+from targetprop.experiments.figure_4_3 import BETA, LAYERS, SEEDS, as_result, gradients, paper
+from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, Solver, Symmetric
+from targetprop.feedback.solver import taps
+from targetprop.layers import Layer, Trace
+from targetprop.training import config, runner
+from targetprop.training.config import Config
+from targetprop.training.logging import read_metrics
+
+ITERATIONS: dict[str, Result] = {
+    "smoke": {"data": "digits", "iterations": 20},
+    "cpu": {"data": "cifar10", "iterations": 1000},
+    "paper": {"data": "cifar10", "iterations": 5000},
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to learn ω.
+
+    Attributes:
+        solver: one call is one iteration.
+        passes: of an iteration, in products of a layer with the samples it takes.
+        oversampling: of the samples of noise; None where an iteration takes the batch.
+        most: iterations after which nothing is left to see.
+
+    """
+
+    solver: Solver
+    passes: int
+    oversampling: float | None = None
+    most: int = 5000
+
+    def cost(self, leaves: list[tuple[Layer, Trace]]) -> float:
+        """Passes of an iteration of all these layers, one being a product of each of them with the batch."""
+        whole = spent = 0.0
+        for layer, trace in leaves:
+            use = taps(layer, trace.input)
+            batch, product = len(trace.input), use.fan_in * use.positions * len(layer.omega)
+            samples = batch if self.oversampling is None else use.samples(self.oversampling, 1024)
+            whole += batch * product
+            spent += self.passes * samples * product
+        return spent / whole
+
+
+predictive = PredictiveSolver(max_iterations=1, first_iterations=1, tracking=False, tolerance=0.0)
+WAYS = {
+    "paper's solver": Way(paper, 4),
+    "correlation": Way(CorrelationSolver(window=10**6), 2),
+    "predictive": Way(predictive, 3, predictive.oversampling, 60),
+}
+
+
+def marks(iterations: int) -> list[int]:
+    """Iterations after which to measure, about evenly spaced on a logarithmic scale."""
+    found = [0, 1]
+    while found[-1] < iterations:
+        found.append(min(iterations, max(found[-1] + 1, round(1.4 * found[-1]))))
+    return found
+
+
+def curve(way: Way, kind: str, seed: int, settings: Result, data_dir: str | None) -> Result:
+    """The angle of every layer's update after each of the ``marks``, and where ω = θᵀ leaves it."""
+    net, (x, y) = lenet_batch(settings["data"], data_dir, seed, False, kind, "flip-crop")
+    algo, generator = LDRL(net, BETA, Fixed()), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        leaves = net.leaf_traces(net.trace(x)[1])[1:]
+    states: list[Result] = [{} for _ in leaves]
+    measured = marks(min(settings["iterations"], way.most))
+    found: Result = {"iteration": measured, "passes": [i * way.cost(leaves) for i in measured], "angle": []}
+
+    def angles() -> list[float]:
+        return as_result(gradients(net, algo, x, y))["angle"]
+
+    def iterate(solver: Solver) -> None:
+        with torch.no_grad():
+            for index, ((layer, trace), state) in enumerate(zip(leaves, states, strict=True)):
+                solver.train(index, layer, trace, state, generator)
+
+    for i in range(measured[-1] + 1):
+        if i:
+            iterate(way.solver)
+        if i in measured:
+            found["angle"].append(angles())
+    iterate(Symmetric())
+    return {**found, "limit": angles()}
+
+
+def over_iterations(place: Place) -> None:
+    """Matched against mirror feedback, every solver, first seed: ``alignment-over-iterations`` .csv, .png and .pdf."""
+    settings = {**ITERATIONS[place.scale], "seed": SEEDS[0]}
+    results: dict[str, Result] = {}
+    for kind in ("mirror", "matched"):
+        for name, way in WAYS.items():
+
+            def compute(_: Path, way: Way = way, kind: str = kind) -> Result:
+                return curve(way, kind, SEEDS[0], settings, place.data_dir)
+
+            label = f"{name}, {kind}"
+            results[label] = cell(place, f"over-iterations/{slug(label)}", settings, compute)
+    shown, rows = [], []
+    for key, words in (
+        ("iteration", "iterations of every layer"),
+        ("passes", "passes (products of every layer with the batch)"),
+    ):
+        for n, layer in enumerate(LAYERS[:-1]):
+            lines = []
+            for label, run in results.items():
+                style = {"ls": "--" if label.endswith("mirror") else "-"}
+                lines.append(Line(label, run[key], [angles[n] for angles in run["angle"]], style=style))
+            longest = [0, max(run[key][-1] for run in results.values())]
+            for kind in ("mirror", "matched"):
+                limit = results[f"predictive, {kind}"]["limit"][n]
+                style = {"ls": "--" if kind == "mirror" else "-", "lw": 0.8}
+                lines.append(Line(f"ω = θᵀ, {kind}", longest, [limit, limit], style=style))
+            scale = "symlog"
+            shown.append(Panel(layer, words, "angle to the backprop gradient (degrees)", lines, scale, floor=0))
+    for label, run in results.items():
+        for i, spent, angles in zip(run["iteration"], run["passes"], run["angle"], strict=True):
+            rows.append({"condition": label, "iteration": i, "passes": spent, **dict(zip(LAYERS, angles, strict=True))})
+    draw_panels(shown, [place.folder / f"alignment-over-iterations.{suffix}" for suffix in ("png", "pdf")], 3)
+    write_csv(place.folder / "alignment-over-iterations.csv", rows)
+
+
+TRAINING: dict[str, Result] = {
+    "smoke": {"data.name": "digits", "data.augment": "none", "data.batch_size": 64, "steps": 6, "measure_every": 2},
+    "cpu": {"data.name": "cifar10", "steps": 100, "measure_every": 10},
+    "paper": {"data.name": "cifar10", "epochs": 90, "measure_every": 350},
+}
+VARIANTS: dict[str, tuple[str, Result]] = {
+    "L-DRL, paper's solver": ("cifar10-lenet-ldrl-paper", {}),
+    "correlation, matched": ("cifar10-lenet-ldrl", {"algorithm.solver": "correlation"}),
+    "predictive, matched": ("cifar10-lenet-ldrl", {}),
+}
+
+
+def over_training(place: Place) -> None:
+    """LeNet trained with each solver, the angles of its layers as it goes: ``alignment-over-training`` .csv, .png and .pdf."""
+    chosen = TRAINING[place.scale]
+    shown, rows = [], []
+    for label, (preset, settings) in VARIANTS.items():
+        overrides = {**settings, **chosen, "data.validation": 0, "data.dir": place.data_dir}
+        run = config.load(preset, [(key, value) for key, value in overrides.items() if value is not None])
+        folder = place.folder / "cells" / "training" / slug(label) / "run"
+
+        def compute(_: Path, run: Config = run, folder: Path = folder) -> Result:
+            return runner.run(runner.take_up(run, folder))
+
+        cell(place, f"training/{slug(label)}", run_settings(run), compute)
+        measured = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("angle")]
+        at = [row["step"] for row in measured]
+        lines = [Line(layer, at, [row["angle"][layer] for row in measured]) for layer in measured[0]["angle"]]
+        shown.append(Panel(label, "step", "angle to the backprop gradient (degrees)", lines, floor=0))
+        rows += [{"condition": label, "step": row["step"], **row["angle"]} for row in measured]
+    draw_panels(shown, [place.folder / f"alignment-over-training.{suffix}" for suffix in ("png", "pdf")], 3)
+    write_csv(place.folder / "alignment-over-training.csv", rows)
