@@ -23,7 +23,7 @@ from targetprop.training.logging import read_metrics
 
 ITERATIONS: dict[str, Result] = {
     "smoke": {"data": "digits", "iterations": 20},
-    "cpu": {"data": "cifar10", "iterations": 300},
+    "cpu": {"data": "cifar10", "iterations": 100},
     "paper": {"data": "cifar10", "iterations": 5000},
 }
 
