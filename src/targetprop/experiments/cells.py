@@ -8,7 +8,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,12 +87,25 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
     return json.loads(json.dumps(result))
 
 
-def cells_of_seed(
-    place: Place, seed: int, settings: Result, labels: Iterable[str], compute: Callable[[str, Path], Result]
-) -> dict[str, Result]:
-    """A ``cell`` a label, ``LABEL/seed-SEED``; ``compute`` gets the label and the folder."""
-    settings = {**settings, "seed": seed}
-    return {label: cell(place, f"{slug(label)}/seed-{seed}", settings, partial(compute, label)) for label in labels}
+def seed_by_seed(
+    place: Place, seeds: Sequence[int], settings: Result, labels: Iterable[str], compute: Callable[[str, int, Path], Result]
+) -> Iterator[tuple[dict[str, list[Result]], Sequence[int]]]:
+    """A ``cell`` a label and seed, ``LABEL/seed-SEED``; after each seed, the results of every label so far and their seeds.
+
+    Args:
+        place: of the experiment.
+        seeds: in this order.
+        settings: what all results depend on, beside label and seed.
+        labels: of the cells.
+        compute: (label, seed, folder) ↦ result.
+
+    """
+    results: dict[str, list[Result]] = {label: [] for label in labels}
+    for done, seed in enumerate(seeds, 1):
+        for label, found in results.items():
+            name = f"{slug(label)}/seed-{seed}"
+            found.append(cell(place, name, {**settings, "seed": seed}, partial(compute, label, seed)))
+        yield results, seeds[:done]
 
 
 def lenet_batch(data_name: str, data_dir: str | None, seed: int, bias: bool, kind: str, augment: str) -> tuple[Network, Any]:

@@ -22,10 +22,10 @@ from targetprop.analysis.figures import Line, Panel, draw_panels
 from targetprop.experiments.cells import (
     Place,
     Result,
-    cells_of_seed,
     lenet_batch,
     listed,
     mean_and_std,
+    seed_by_seed,
     spread,
     write_csv,
     write_markdown,
@@ -113,18 +113,14 @@ def curve(way: Way, seed: int, settings: Result, data_dir: str | None) -> Result
 
 
 def reproduce(place: Place) -> None:
-    """Compute what is missing, then write CSV, pictures and a table."""
+    """Compute what is missing, and write CSV, pictures and a table, anew after each seed."""
     settings = SCALES[place.scale]
-    results: dict[str, list[Result]] = {}
-    seeds = place.choose(SEEDS)
-    for seed in seeds:
 
-        def compute(label: str, _: Path, seed: int = seed) -> Result:
-            return curve(WAYS[label], seed, settings, place.data_dir)
+    def compute(label: str, seed: int, _: Path) -> Result:
+        return curve(WAYS[label], seed, settings, place.data_dir)
 
-        for label, found in cells_of_seed(place, seed, settings, WAYS, compute).items():
-            results.setdefault(label, []).append(found)
-    write(place, results, seeds)
+    for results, seeds in seed_by_seed(place, place.choose(SEEDS), settings, WAYS, compute):
+        write(place, results, seeds)
 
 
 def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) -> None:

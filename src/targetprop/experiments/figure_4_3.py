@@ -20,10 +20,10 @@ from targetprop.analysis.figures import draw_bars
 from targetprop.experiments.cells import (
     Place,
     Result,
-    cells_of_seed,
     lenet_batch,
     listed,
     mean_and_std,
+    seed_by_seed,
     spread,
     write_csv,
     write_markdown,
@@ -168,20 +168,16 @@ def as_result(found: Sequence[tuple[float, float]]) -> Result:
 
 
 def reproduce(place: Place) -> None:
-    """Compute what is missing, then write CSV, pictures and a table, anew after each seed."""
+    """Compute what is missing, and write CSV, pictures and a table, anew after each seed."""
     settings = SCALES[place.scale]
-    seeds = place.choose(SEEDS)
-    results: dict[str, list[Result]] = {}
-    for seed in seeds:
 
-        def compute(label: str, folder: Path, seed: int = seed) -> Result:
-            if CONDITIONS[label] is None:
-                return measure_drl(place, folder, label == "DRL, trained", seed, settings)
-            return measure_ldrl(place, folder, label, seed, settings)
+    def compute(label: str, seed: int, folder: Path) -> Result:
+        if CONDITIONS[label] is None:
+            return measure_drl(place, folder, label == "DRL, trained", seed, settings)
+        return measure_ldrl(place, folder, label, seed, settings)
 
-        for label, found in cells_of_seed(place, seed, settings, CONDITIONS, compute).items():
-            results.setdefault(label, []).append(found)
-        write(place, results, seeds[: seeds.index(seed) + 1])
+    for results, seeds in seed_by_seed(place, place.choose(SEEDS), settings, CONDITIONS, compute):
+        write(place, results, seeds)
 
 
 def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) -> None:

@@ -34,15 +34,13 @@ class Way:
 
     Attributes:
         solver: one call is one iteration.
-        passes: of an iteration, in products of a layer with the samples it takes.
-        oversampling: of the samples of noise; None where an iteration takes the batch.
+        passes: of an iteration, in products of a layer with the samples it takes: the batch or, predictive, noise.
         most: iterations after which nothing is left to see.
 
     """
 
     solver: Solver
     passes: int
-    oversampling: float | None = None
     most: int = 5000
 
     def cost(self, leaves: list[tuple[Layer, Trace]]) -> float:
@@ -51,7 +49,9 @@ class Way:
         for layer, trace in leaves:
             use = taps(layer, trace.input)
             batch, product = len(trace.input), use.fan_in * use.positions * len(layer.omega)
-            samples = batch if self.oversampling is None else use.samples(self.oversampling, 1024)
+            samples = batch
+            if isinstance(self.solver, PredictiveSolver):
+                samples = use.samples(self.solver.oversampling, self.solver.max_samples)
             whole += batch * product
             spent += self.passes * samples * product
         return spent / whole
@@ -61,7 +61,7 @@ predictive = PredictiveSolver(max_iterations=1, first_iterations=1, tracking=Fal
 WAYS = {
     "paper's solver": Way(paper, 4),
     "correlation": Way(CorrelationSolver(window=10**6), 2),
-    "predictive": Way(predictive, 3, predictive.oversampling, 60),
+    "predictive": Way(predictive, 3, 60),
 }
 
 
