@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from targetprop import cli
+from targetprop.algorithms import DDTPLinear
+from targetprop.analysis.alignment import backprop_gradients
 from targetprop.experiments import figure_4_2, figure_4_3, figure_4_3_curves, theory
 from targetprop.experiments.cells import Place, cell, mean_and_std
 from targetprop.experiments.reproduce import EXPERIMENTS
@@ -104,6 +107,33 @@ def test_layer_training_resumes_bit_for_bit(tmp_path):
         return layer.omega
 
     assert torch.equal(run(tmp_path / "whole"), run(tmp_path / "parts", 250, 500))
+
+
+def test_drl_is_measured_as_published():
+    """Against the published losses by autograd: a mean over a convolution's outputs, a target with the mean loss's 1/B."""
+    net, (x, y) = figure_4_3.lenet_batch("digits", None, 1, False, "mirror", "none")
+    net, x = net.double(), x.double()
+    algo = DDTPLinear(net, figure_4_3.BETA, iterations=0)
+    algo.backward(x, y)
+    updates = [layer.theta.grad for layer in net.layers]
+    inputs, units = [x], []
+    for layer in net.layers:
+        inputs.append(layer.trace(inputs[-1]).output.detach())
+        units.append(inputs[-1][0].numel() if inputs[-1].ndim == 4 else 1)
+    logits = inputs[-1].requires_grad_()
+    nudge = -figure_4_3.ETA * torch.autograd.grad(F.cross_entropy(logits, y), logits)[0]
+    found = figure_4_3.aligned_as_published(updates, backprop_gradients(net, algo, x, y), units, len(x))
+    for i, (name, layer) in enumerate(zip(net.names, net.layers, strict=True)):
+        out = layer.trace(inputs[i]).output
+        apart = nudge if name not in algo.directs else (nudge @ algo.directs[name]).view_as(out)
+        target = (out + apart).detach()
+        loss = F.mse_loss(out, target) if out.ndim == 4 else (out - target).square().sum(1).mean()
+        (u,) = torch.autograd.grad(loss / figure_4_3.BETA, layer.theta)
+        (g,) = torch.autograd.grad(F.cross_entropy(net(x), y), layer.theta)
+        cosine = (u * g).sum() / (u.norm() * g.norm() + 1e-8)
+        assert found["angle"][i] == pytest.approx(math.degrees(math.acos(cosine)), rel=1e-9)
+        assert found["distance"][i] == pytest.approx(((u - g).norm() / u.norm()).item(), rel=1e-9)
+    assert 1e-3 < found["angle"][-1] < 10, "1e-8 shows in the output layer, whose update is the gradient"
 
 
 def test_the_predictive_solver_is_exact_on_the_output_layer_at_once():

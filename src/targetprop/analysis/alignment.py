@@ -110,10 +110,14 @@ def update_alignment(updates: list[Tensor], gradients: list[Tensor]) -> list[tup
     return [(angle(g, u).item(), distance(g, u).item()) for u, g in zip(updates, gradients, strict=True)]
 
 
+def standing_updates(net: Network) -> list[Tensor]:
+    """Every layer's ``.grad`` of θ as it stands; zeros where there is none."""
+    return [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
+
+
 def alignment_of_grad(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> list[tuple[float, float]]:
     """(angle in degrees, relative distance) of each layer's ``.grad`` of θ, as it stands, to the backprop gradient."""
-    updates = [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
-    return update_alignment(updates, backprop_gradients(net, algo, x, y))
+    return update_alignment(standing_updates(net), backprop_gradients(net, algo, x, y))
 
 
 def alignment(net: Network, algo: Algorithm, x: Tensor, y: Tensor, probes: int = 4) -> dict[str, LayerAlignment]:

@@ -7,6 +7,7 @@ feedback with each solver stands beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms import LDRL, Algorithm, DDTPLinear
-from targetprop.analysis.alignment import alignment_of_grad
+from targetprop.analysis.alignment import alignment_of_grad, backprop_gradients, distance, standing_updates
 from targetprop.analysis.figures import draw_bars
 from targetprop.experiments.cells import (
     Place,
@@ -35,6 +36,8 @@ from targetprop.training import checkpoint
 
 SEEDS = (123, 124, 125, 126, 127)
 BETA = 0.4655
+ETA = 0.0159621
+"""Step size of the targets that the published DRL took: its distances with random feedback follow from it, not from β."""
 LAYERS = ("conv_0", "conv_1", "fc_2", "fc_3")
 SCALES: dict[str, Result] = {
     "smoke": {"data": "digits", "iterations": 30, "drl_iterations": 30},
@@ -49,6 +52,7 @@ PUBLISHED = {
     "L-DRL, symmetric": (23.6, 2.1, 0.0, 0.0),
 }
 """Degrees per layer (PAPER-DETAILS 6.3)."""
+MEASURED = ", measured as published"
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,34 @@ def train_layer(
             tell(done)
 
 
-def gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> list[tuple[float, float]]:
-    """(angle, relative distance) of every layer's update to the backprop gradient of the mean loss."""
+def aligned(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> Result:
+    """Angle and relative distance of every layer's update to the backprop gradient of the mean loss."""
     net.zero_grad()
     algo.backward(x, y)
-    return alignment_of_grad(net, algo, x, y)
+    found = alignment_of_grad(net, algo, x, y)
+    return {"angle": [a for a, _ in found], "distance": [d for _, d in found]}
+
+
+def aligned_as_published(updates: Sequence[Tensor], gradients: Sequence[Tensor], units: Sequence[int], batch: int) -> Result:
+    """The same for DRL, measured as the published code does (PAPER-DETAILS 6.1, 6.3, 8).
+
+    The update keeps there the size that its local loss gives it, u·2η/(βBm), of which little is left beside the 1e-8:
+
+        angle = acos(⟨u, g⟩/(‖u‖‖g‖ + 1e-8)),     distance = ‖u − g‖/‖u‖
+
+    Args:
+        updates: of DRL, a step β of the targets being divided out.
+        gradients: g, of backprop.
+        units: m per layer: the outputs of a convolution, over which the published local loss is a mean; else 1.
+        batch: B.
+
+    """
+    found: Result = {"angle": [], "distance": []}
+    for update, g, m in zip(updates, gradients, units, strict=True):
+        u, g = update.double() * (2 * ETA / (BETA * batch * m)), g.double()
+        found["angle"].append(math.degrees(math.acos((u * g).sum() / (u.norm() * g.norm() + 1e-8))))
+        found["distance"].append(distance(u, g).item())
+    return found
 
 
 def measure_ldrl(place: Place, folder: Path, label: str, seed: int, settings: Result) -> Result:
@@ -133,7 +160,7 @@ def measure_ldrl(place: Place, folder: Path, label: str, seed: int, settings: Re
             place.tell(f"{label}, seed {seed}, layer {index + 1}, iteration {done}")
 
         train_layer(folder, index, condition.solver, layer, trace, iterations, seed, tell)
-    return as_result(gradients(net, LDRL(net, condition.beta, Fixed()), x, y))
+    return aligned(net, LDRL(net, condition.beta, Fixed()), x, y)
 
 
 def measure_drl(place: Place, folder: Path, trained: bool, seed: int, settings: Result) -> Result:
@@ -159,12 +186,10 @@ def measure_drl(place: Place, folder: Path, trained: bool, seed: int, settings: 
         if done % 250 == 0:
             checkpoint.save(path, {"algorithm": algo.state_dict(), "done": done})
             place.tell(f"DRL, seed {seed}, iteration {done}")
-    return as_result(gradients(net, algo, x, y))
-
-
-def as_result(found: Sequence[tuple[float, float]]) -> Result:
-    """Angles and distances per layer."""
-    return {"angle": [a for a, _ in found], "distance": [d for _, d in found]}
+    found = aligned(net, algo, x, y)
+    units = [trace.output[0].numel() if trace.output.ndim == 4 else 1 for _, trace in leaves]
+    gradients = backprop_gradients(net, algo, x, y)
+    return {**found, "published": aligned_as_published(standing_updates(net), gradients, units, len(x))}
 
 
 def reproduce(place: Place) -> None:
@@ -180,27 +205,41 @@ def reproduce(place: Place) -> None:
         write(place, results, seeds)
 
 
+def with_published_measure(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
+    """Each condition's results and, of DRL's, those measured as published, beside them."""
+    found: dict[str, list[Result]] = {}
+    for label, runs in results.items():
+        found[label] = runs
+        if "published" in runs[0]:
+            found[label + MEASURED] = [run["published"] for run in runs]
+    return found
+
+
 def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) -> None:
     """``figure-4.3`` as .csv, .png, .pdf and .md."""
-    means, stds, rows, table = {}, {}, [], []
-    for label, runs in results.items():
+    means, stds, published, rows, table = {}, {}, {}, [], []
+    for label, runs in with_published_measure(results).items():
         means[label], stds[label] = mean_and_std(run["angle"] for run in runs)
         apart, apart_std = mean_and_std(run["distance"] for run in runs)
         for values in zip(LAYERS, means[label], stds[label], apart, apart_std, strict=True):
             keys = ("layer", "angle", "angle_std", "distance", "distance_std")
             rows.append({"condition": label, **dict(zip(keys, values, strict=True))})
         shown = [spread(a, s, len(runs)) for a, s in zip(means[label], stds[label], strict=True)]
-        known = "/".join(f"{a:g}" for a in PUBLISHED[label]) if label in PUBLISHED else "–"
-        table.append((label, known, *shown))
+        known = PUBLISHED.get(label.removesuffix(MEASURED))
+        if known:
+            published[label] = known
+        table.append((label, "/".join(f"{a:g}" for a in known) if known else "–", *shown))
     paths = [place.folder / f"figure-4.3.{suffix}" for suffix in ("png", "pdf")]
-    draw_bars(LAYERS, means, stds, PUBLISHED, "angle to the backprop gradient (degrees)", paths)
+    draw_bars(LAYERS, means, stds, published, "angle to the backprop gradient (degrees)", paths)
     write_csv(place.folder / "figure-4.3.csv", rows)
     settings = SCALES[place.scale]
     about = (
         f"LeNet without biases on {settings['data']}, ELU, frozen random θ, one augmented batch of 256 a seed, β {BETA} where "
         f"not stated, {listed(seeds)}. Angle between each layer's update and the backprop gradient of the mean loss, degrees, "
         f"mean ± standard deviation. The paper's solver: {settings['iterations']} iterations a layer, σ 0.2 0.2 0.1, lr 1e-4 "
-        "2.5e-3 1e-2, momentum 0.9. DRL: DDTP-linear, Adam. Predictive: tolerance 0.02. Mirror feedback where not stated."
+        "2.5e-3 1e-2, momentum 0.9. DRL: DDTP-linear, Adam; measured as published, an update keeps the size that its local "
+        "loss gives it, and 1e-8 is added to the denominator of the cosine. Predictive: tolerance 0.02. Mirror feedback where "
+        "not stated."
     )
     headings = ("condition", "published " + "/".join(LAYERS), *LAYERS)
     write_markdown(place, "figure-4.3", "Figure 4.3: the updates of every layer", about, headings, table)
