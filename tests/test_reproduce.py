@@ -119,7 +119,7 @@ def test_drl_is_measured_as_published():
     inputs, units = [x], []
     for layer in net.layers:
         inputs.append(layer.trace(inputs[-1]).output.detach())
-        units.append(inputs[-1][0].numel() if inputs[-1].ndim == 4 else 1)
+        units.append(inputs[-1][0].numel() if layer.theta.ndim == 4 else 1)
     logits = inputs[-1].requires_grad_()
     nudge = -figure_4_3.ETA * torch.autograd.grad(F.cross_entropy(logits, y), logits)[0]
     found = figure_4_3.aligned_as_published(updates, backprop_gradients(net, algo, x, y), units, len(x))
@@ -127,7 +127,7 @@ def test_drl_is_measured_as_published():
         out = layer.trace(inputs[i]).output
         apart = nudge if name not in algo.directs else (nudge @ algo.directs[name]).view_as(out)
         target = (out + apart).detach()
-        loss = F.mse_loss(out, target) if out.ndim == 4 else (out - target).square().sum(1).mean()
+        loss = F.mse_loss(out, target) if layer.theta.ndim == 4 else (out - target).square().sum(1).mean()
         (u,) = torch.autograd.grad(loss / figure_4_3.BETA, layer.theta)
         (g,) = torch.autograd.grad(F.cross_entropy(net(x), y), layer.theta)
         cosine = (u * g).sum() / (u.norm() * g.norm() + 1e-8)

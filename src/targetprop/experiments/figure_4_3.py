@@ -187,7 +187,7 @@ def measure_drl(place: Place, folder: Path, trained: bool, seed: int, settings: 
             checkpoint.save(path, {"algorithm": algo.state_dict(), "done": done})
             place.tell(f"DRL, seed {seed}, iteration {done}")
     found = aligned(net, algo, x, y)
-    units = [trace.output[0].numel() if trace.output.ndim == 4 else 1 for _, trace in leaves]
+    units = [trace.output[0].numel() if layer.theta.ndim == 4 else 1 for layer, trace in leaves]
     gradients = backprop_gradients(net, algo, x, y)
     return {**found, "published": aligned_as_published(standing_updates(net), gradients, units, len(x))}
 
