@@ -90,8 +90,7 @@ WAYS = {
 def marks(iterations: int) -> list[int]:
     """The iterations after which the weight is measured."""
     every = max(1, iterations // 200)
-    dense = range(21)
-    return sorted({*dense, *range(0, iterations + 1, every), *(i for i in PUBLISHED if i <= iterations)} - {-1})
+    return sorted({*range(21), *range(0, iterations + 1, every), *(i for i in PUBLISHED if i <= iterations)})
 
 
 @torch.no_grad()
