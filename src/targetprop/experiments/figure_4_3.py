@@ -238,8 +238,8 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
         f"not stated, {listed(seeds)}. Angle between each layer's update and the backprop gradient of the mean loss, degrees, "
         f"mean ± standard deviation. The paper's solver: {settings['iterations']} iterations a layer, σ 0.2 0.2 0.1, lr 1e-4 "
         "2.5e-3 1e-2, momentum 0.9. DRL: DDTP-linear, Adam; measured as published, an update keeps the size that its local "
-        "loss gives it, and 1e-8 is added to the denominator of the cosine. Predictive: tolerance 0.02. Mirror feedback where "
-        "not stated."
+        f"loss and targets of step {ETA} give it, and 1e-8 is added to the denominator of the cosine. Predictive: tolerance "
+        "0.02. Mirror feedback where not stated."
     )
     headings = ("condition", "published " + "/".join(LAYERS), *LAYERS)
     write_markdown(place, "figure-4.3", "Figure 4.3: the updates of every layer", about, headings, table)
