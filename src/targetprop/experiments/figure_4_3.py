@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms import LDRL, Algorithm, DDTPLinear
-from targetprop.analysis.alignment import alignment_of_grad, backprop_gradients, distance, standing_updates
+from targetprop.analysis.alignment import backprop_gradients, distance, standing_updates, update_alignment
 from targetprop.analysis.figures import draw_bars
 from targetprop.experiments.cells import (
     Place,
@@ -115,11 +115,16 @@ def train_layer(
             tell(done)
 
 
-def aligned(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> Result:
-    """Angle and relative distance of every layer's update to the backprop gradient of the mean loss."""
+def step(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Every layer's update, and the backprop gradient of the mean loss."""
     net.zero_grad()
     algo.backward(x, y)
-    found = alignment_of_grad(net, algo, x, y)
+    return standing_updates(net), backprop_gradients(net, algo, x, y)
+
+
+def aligned(updates: list[Tensor], gradients: list[Tensor]) -> Result:
+    """Angle and relative distance of every update to its gradient."""
+    found = update_alignment(updates, gradients)
     return {"angle": [a for a, _ in found], "distance": [d for _, d in found]}
 
 
@@ -160,7 +165,7 @@ def measure_ldrl(place: Place, folder: Path, label: str, seed: int, settings: Re
             place.tell(f"{label}, seed {seed}, layer {index + 1}, iteration {done}")
 
         train_layer(folder, index, condition.solver, layer, trace, iterations, seed, tell)
-    return aligned(net, LDRL(net, condition.beta, Fixed()), x, y)
+    return aligned(*step(net, LDRL(net, condition.beta, Fixed()), x, y))
 
 
 def measure_drl(place: Place, folder: Path, trained: bool, seed: int, settings: Result) -> Result:
@@ -186,10 +191,10 @@ def measure_drl(place: Place, folder: Path, trained: bool, seed: int, settings: 
         if done % 250 == 0:
             checkpoint.save(path, {"algorithm": algo.state_dict(), "done": done})
             place.tell(f"DRL, seed {seed}, iteration {done}")
-    found = aligned(net, algo, x, y)
+    updates, gradients = step(net, algo, x, y)
     units = [trace.output[0].numel() if layer.theta.ndim == 4 else 1 for layer, trace in leaves]
-    gradients = backprop_gradients(net, algo, x, y)
-    return {**found, "published": aligned_as_published(standing_updates(net), gradients, units, len(x))}
+    published = aligned_as_published(updates, gradients, units, len(x))
+    return {**aligned(updates, gradients), "published": published}
 
 
 def reproduce(place: Place) -> None:

@@ -13,7 +13,7 @@ import torch
 from targetprop.algorithms import LDRL
 from targetprop.analysis.figures import Line, Panel, draw_panels
 from targetprop.experiments.cells import Place, Result, cell, lenet_batch, run_settings, slug, write_csv
-from targetprop.experiments.figure_4_3 import BETA, LAYERS, SEEDS, aligned, paper
+from targetprop.experiments.figure_4_3 import BETA, LAYERS, SEEDS, aligned, paper, step
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, Solver, Symmetric
 from targetprop.feedback.solver import taps
 from targetprop.layers import Layer, Trace
@@ -84,7 +84,7 @@ def curve(way: Way, kind: str, seed: int, settings: Result, data_dir: str | None
     found: Result = {"iteration": measured, "passes": [i * way.cost(leaves) for i in measured], "angle": []}
 
     def angles() -> list[float]:
-        return aligned(net, algo, x, y)["angle"]
+        return aligned(*step(net, algo, x, y))["angle"]
 
     def iterate(solver: Solver) -> None:
         with torch.no_grad():
