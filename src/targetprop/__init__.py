@@ -1,6 +1,7 @@
 """targetprop: deep networks trained by difference target propagation with learned backprop targets."""
 
-from targetprop import algorithms, analysis, data, feedback, networks, ranks
+from targetprop import algorithms, analysis, data, feedback, networks, ranks, rules
+from targetprop.attach import Feedback, NotCovered, attach
 from targetprop.citations import cite
 from targetprop.maps import register
 from targetprop.pairing import Network, PairingError, Sum, pair
@@ -8,11 +9,14 @@ from targetprop.pairing import Network, PairingError, Sum, pair
 __version__ = "0.1.0"
 
 __all__ = [
+    "Feedback",
     "Network",
+    "NotCovered",
     "PairingError",
     "Sum",
     "algorithms",
     "analysis",
+    "attach",
     "cite",
     "data",
     "feedback",
@@ -20,4 +24,5 @@ __all__ = [
     "pair",
     "ranks",
     "register",
+    "rules",
 ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
+from targetprop.feedback.memory import Memory
+from targetprop.feedback.patches import Probe, relative
 from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
 from targetprop.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
+from targetprop.seeds import mixed
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,22 @@ class CorrelationSolver:
         # A tap that only ever meets padding has D = 0 and plays no part: leave it.
         layer.omega.copy_(torch.where(counts > 0, state["correlation"] / counts, layer.omega))
         return FeedbackReport(self.iterations)
+
+    def calibrate(self, probe: Probe, memory: Memory, seed: int) -> Tensor:
+        """A mean of 100 probes."""
+        for _ in range(99):
+            self.probe(probe, memory, mixed(seed, memory.probes), tracked=False)
+        return self.probe(probe, memory, mixed(seed, memory.probes), tracked=False)
+
+    def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
+        """One update of the running mean; it is the new ω of an attached map."""
+        noise = probe.noise(seed)
+        response = probe.respond(noise)
+        memory.mismatch = float(
+            relative((response - probe.predict(noise, probe.omega)).square().sum(), response.square().sum())
+        )
+        found = probe.correlate(response, noise) / probe.coefficient(seed, len(noise))
+        memory.probes += 1
+        mean = torch.zeros_like(found) if memory.tensor is None else memory.tensor
+        memory.tensor = mean.lerp(found, 1 / min(memory.probes, self.window))
+        return memory.tensor

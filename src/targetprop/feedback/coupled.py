@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
+from targetprop.feedback.memory import Memory
+from targetprop.feedback.patches import Probe
 from targetprop.feedback.predictive import correction
 from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
 from targetprop.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
+from targetprop.seeds import mixed
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,22 @@ class CoupledSolver:
             kappa.add_(step)
             layer.omega.add_(step)
         return FeedbackReport(count, mismatch=mismatch)
+
+    def calibrate(self, probe: Probe, memory: Memory, seed: int) -> Tensor:
+        """``first_iterations`` of both weights."""
+        return self._iterate(probe, memory, seed, self.first_iterations)
+
+    def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
+        """``iterations`` of both weights of an attached map; the new ω."""
+        return self._iterate(probe, memory, seed, self.iterations)
+
+    def _iterate(self, probe: Probe, memory: Memory, seed: int, count: int) -> Tensor:
+        omega = probe.omega
+        kappa = torch.zeros_like(omega) if memory.tensor is None else memory.tensor
+        for _ in range(count):
+            omega, kappa = omega * (1 - self.decay), kappa * (1 - self.decay)
+            step, before = probe.having(kappa).difference(mixed(seed, memory.probes))
+            omega, kappa = omega + step, kappa + step
+            memory.probes, memory.mismatch = memory.probes + 1, float(before)
+        memory.tensor = kappa
+        return omega

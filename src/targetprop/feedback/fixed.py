@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Generator
 
+from targetprop.feedback.memory import NEVER, Memory
+from targetprop.feedback.patches import Probe
 from targetprop.feedback.solver import FeedbackReport, State
 from targetprop.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
@@ -24,3 +26,10 @@ class Fixed:
     ) -> FeedbackReport:
         """Do nothing."""
         return FeedbackReport(0)
+
+    def calibrate(self, probe: Probe, memory: Memory, seed: int) -> None:
+        """Do nothing."""
+
+    def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> None:
+        """Do nothing."""
+        memory.wait = NEVER

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from targetprop.feedback.memory import Memory
+from targetprop.feedback.patches import Probe
 from targetprop.feedback.solver import FeedbackReport, State, Taps, noise_like, taps
 from targetprop.layers import Layer, Trace
 from targetprop.maps import DenseMap, Reduced
 from targetprop.ranks import ALONE, Group
+from targetprop.seeds import mixed
 
 
 def correction(
@@ -78,6 +81,8 @@ class PredictiveSolver:
         max_samples: noise samples per iteration at most.
         tracking: give ω the increments of θ.
         probe_every: batches between probes of a layer under tolerance; 1 without tracking.
+        probe_every_at_most: an attached map that stays under tolerance is probed ever more rarely, the interval doubling up to
+            this.
 
     """
 
@@ -88,6 +93,7 @@ class PredictiveSolver:
     max_samples: int = 1024
     tracking: bool = True
     probe_every: int = 10
+    probe_every_at_most: int = 1000
 
     reads_output = False
 
@@ -132,3 +138,21 @@ class PredictiveSolver:
         if self.tolerance <= 0:
             return self.max_iterations
         return min(self.max_iterations, math.ceil(math.log(self.tolerance / mismatch) / math.log(contraction)))
+
+    def calibrate(self, probe: Probe, memory: Memory, seed: int) -> Tensor:
+        """The ω that answers as the layer does (see ``targetprop.feedback.patches``)."""
+        return self.probe(probe, memory, seed, tracked=False)  # type: ignore[return-value]
+
+    def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor | None:
+        """Measure an attached map, and solve for ω where its mismatch is over tolerance; the new ω, or None to keep it."""
+        shortest = self.probe_every if tracked and self.tracking else 1
+        mismatch = math.inf if memory.probes == 0 else float(probe.mismatch(seed))
+        memory.probes += 1
+        if mismatch <= self.tolerance:
+            memory.after(mismatch, self.tolerance, shortest, self.probe_every_at_most)
+            return None
+        step, before = probe.difference(seed)
+        memory.after(float(before), self.tolerance, shortest, self.probe_every_at_most)
+        omega = probe.omega + step
+        memory.mismatch = float(probe.having(omega).mismatch(mixed(seed, 1)))
+        return omega

@@ -1,0 +1,189 @@
+"""What ``attach`` cannot reach, found by watching one pass: a signal that would travel through θᵀ is named, never guessed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from targetprop.attach.modules import REFUSED, Attached, Link, is_feedback
+
+PRODUCTS = {
+    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "outer", "addmm", "addmv", "addbmm",
+    "baddbmm", "einsum", "tensordot", "kron", "multi_dot", "chain_matmul", "bilinear", "conv1d", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution", "conv_tbc", "lstm", "gru",
+    "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "scaled_dot_product_attention",
+    "multi_head_attention_forward",
+}  # fmt: skip
+"""Functions of torch that multiply a signal by a weight other than elementwise."""
+
+
+class NotCovered(ValueError):
+    """Raised by ``attach(strict=True)`` for a model of which a part would send its signal through θᵀ."""
+
+
+class Watch(TorchFunctionMode):
+    """Within it, every product of a signal that needs a gradient with a parameter outside the attached maps is recorded.
+
+    Attributes:
+        found: per parameter name, the function that multiplied by it.
+
+    """
+
+    def __init__(self, model: nn.Module, ignored: Iterable[str] = ()):
+        """Watch ``model``; ``ignored``: names of modules that the user left out."""
+        super().__init__()
+        prefixes = tuple(f"{name}." if name else "" for name in ignored)
+        self.names: dict[int, str] = {}
+        self.constants = {id(buffer) for buffer in model.buffers()}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if is_feedback(name) or name.startswith(prefixes):
+                self.constants.add(id(parameter))
+            else:
+                self.names.setdefault(id(parameter), name)
+        self.kept: list[Tensor] = []  # so that no id is used twice
+        self.found: dict[str, str] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Call ``func`` and look at what it used."""
+        out = func(*args, **(kwargs or {}))
+        if not torch.is_grad_enabled():  # within an attached map, or nothing to send
+            return out
+        tensors = list(tensors_in([args, kwargs]))
+        sources = [(self.names[id(t)], t) for t in tensors if id(t) in self.names]
+        if not sources:
+            return out
+        others = [t for t in tensors if id(t) not in self.names and id(t) not in self.constants]
+        if getattr(func, "__name__", "") in PRODUCTS and any(t.requires_grad for t in others):
+            for name, tensor in sources:
+                if tensor.dim() > 1:
+                    self.found.setdefault(name, func.__name__)
+        elif not others:  # made of weights alone: a weight under another name
+            for made in tensors_in([out]):
+                if made.is_floating_point() and id(made) not in self.names:
+                    self.names[id(made)] = sources[0][0]
+                    self.kept.append(made)
+        return out
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+def refused(model: nn.Module, ignored: Iterable[str] = ()) -> list[str]:
+    """A sentence for every module that cannot be attached as it is."""
+    sentences, ignored = [], set(ignored)
+    for name, module in model.named_modules():
+        for kind, why in REFUSED.items():
+            if isinstance(module, kind) and name not in ignored:
+                sentences.append(f"'{name}' ({type(module).__name__}): {why}")
+    return sentences
+
+
+def sentences(found: dict[str, str]) -> list[str]:
+    """A sentence for every parameter that a pass multiplied by outside a map."""
+    remedy = "use it through a module such as nn.Linear, or register its module with targetprop.register"
+    return [f"'{name}' is multiplied by {function} outside a map: {remedy}" for name, function in found.items()]
+
+
+def report(problems: Sequence[str], strict: bool) -> None:
+    """Say what is not covered.
+
+    Raises:
+        NotCovered: there is something, and ``strict``.
+
+    """
+    if not problems:
+        return
+    text = (
+        "attach does not reach all of this model; through these parts the signal travels by θᵀ, as in backpropagation (name "
+        "them in skip= to have it so): " + "; ".join(problems) + "."
+    )
+    if strict:
+        raise NotCovered(text)
+    warnings.warn(text, UserWarning, stacklevel=2)
+
+
+class FirstPass:
+    """Watches the first eager pass of a model that was attached without example inputs, then goes."""
+
+    def __init__(self, model: nn.Module, ignored: Sequence[str], strict: bool, link: Link):
+        """Hook ``model``, whose attached modules share ``link``."""
+        self.ignored, self.strict, self.link = list(ignored), strict, link
+        self.watch: Watch | None = None
+        self.handles = [
+            model.register_forward_pre_hook(self.before),
+            model.register_forward_hook(self.after, always_call=True),
+        ]
+
+    def before(self, model: nn.Module, args: tuple) -> None:
+        """Begin to watch."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact or self.watch is not None:
+            return
+        self.watch = Watch(model, self.ignored)
+        self.watch.__enter__()
+
+    def after(self, model: nn.Module, args: tuple, output: Any) -> None:
+        """Say what was seen."""
+        if torch.compiler.is_compiling() or self.watch is None:
+            return
+        watch, self.watch = self.watch, None
+        watch.__exit__(None, None, None)
+        if output is None:  # the pass failed: the next one tells
+            return
+        self.remove()
+        report(sentences(watch.found), self.strict)
+
+    def remove(self) -> None:
+        """Unhook."""
+        for handle in self.handles:
+            handle.remove()
+
+
+Call = tuple[Attached, bool, Any]
+"""An attached module, whether its input needs a gradient, and the shapes of (input, output)."""
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Within it a pass leaves no trace: buffers, random numbers and gradients are as before after it."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng([d.index for d in devices]):
+        yield
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def example_pass(model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]) -> tuple[Watch, list[Call]]:
+    """One pass of the example inputs: what it used outside the maps, and the attached modules in order of their calls."""
+    calls: list[Call] = []
+
+    def seen(module, args, kwargs, output):
+        given = [value for value in tensors_in([args, kwargs]) if value.is_floating_point()]
+        first = output[0] if isinstance(output, tuple) else output
+        calls.append((module, any(value.requires_grad for value in given), (given[0].shape, first.shape)))
+
+    handles = [
+        module.register_forward_hook(seen, with_kwargs=True) for module in model.modules() if isinstance(module, Attached)
+    ]
+    try:
+        with unchanged(model), torch.enable_grad(), Watch(model, ignored) as watch:
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return watch, calls

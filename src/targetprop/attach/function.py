@@ -1,0 +1,224 @@
+"""The autograd functions of attached maps: A_θ x forward, A_ωᵀ e backward.
+
+The signal e = ∂ℓ/∂(A_θ x) leaves a map as A_ωᵀ e, while θ gets its local product ∂⟨e, A_θ x⟩/∂θ: with ω = θ that is
+backpropagation, exactly. θᵀ is multiplied nowhere, and ω gets no gradient (see ``targetprop.attach.tracking``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+aten = torch.ops.aten
+
+
+def autocast(x: Tensor, *weights: Tensor | None) -> tuple:
+    """The operands in the format that ``torch.autocast``, where it is on, would multiply them in.
+
+    Cast here, where autograd sees it, and not by autocast's own cache, which would keep an ω that has changed in place.
+    """
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return (x, *weights)
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), *(w if w is None else w.to(dtype) for w in weights)
+
+
+class _Linear(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, bias, omega):
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, omega = inputs
+        ctx.save_for_backward(x if weight.requires_grad else None, omega)
+
+    @staticmethod
+    def backward(ctx, *signals):
+        (e,) = signals
+        x, omega = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        rows = e.reshape(-1, e.shape[-1])
+        down = e @ omega.to(e.dtype) if needs[0] else None
+        weight = rows.T @ x.reshape(-1, x.shape[-1]) if needs[1] else None
+        bias = rows.sum(0) if needs[2] else None
+        return down, weight, bias, None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor) -> Tensor:
+    """x θᵀ + b, whose backward sends e ω down; shapes as in ``torch.nn.functional.linear``, ω like θ."""
+    return _Linear.apply(*autocast(x, weight, bias), omega)  # type: ignore[return-value]
+
+
+class _Convolution(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, bias, omega, *geometry):
+        return torch.convolution(x, weight, bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, _, bias, omega, *ctx.geometry = inputs
+        ctx.biases = None if bias is None else list(bias.shape)
+        ctx.save_for_backward(x, omega)
+
+    @staticmethod
+    def backward(ctx, *signals):
+        (e,) = signals
+        x, omega = ctx.saved_tensors
+        mask = [bool(need) for need in ctx.needs_input_grad[:3]]
+        down, weight, bias = aten.convolution_backward(e, x, omega.to(e.dtype), ctx.biases, *ctx.geometry, mask)
+        return down, weight, bias, None, None, None, None, None, None, None
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor, *geometry) -> Tensor:
+    """The convolution of a batch x with θ, whose backward runs through ω in θ's place.
+
+    Args:
+        x: (batch, channels, *positions).
+        weight: θ, laid out as torch's (transposed) convolution has it.
+        bias: b, or None.
+        omega: ω, like θ.
+        geometry: stride, padding, dilation, transposed, output padding, groups: the order of ``torch.convolution``.
+
+    """
+    return _Convolution.apply(*autocast(x, weight, bias), omega, *geometry)  # type: ignore[return-value]
+
+
+class _Gain(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, omega):
+        return x * weight
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, _, omega = inputs
+        ctx.save_for_backward(x, omega)
+
+    @staticmethod
+    def backward(ctx, *signals):
+        (e,) = signals
+        x, omega = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return e * omega if needs[0] else None, (e * x).sum_to_size(omega.shape) if needs[1] else None, None
+
+
+def gain(x: Tensor, weight: Tensor, omega: Tensor) -> Tensor:
+    """γ ⊙ x, whose backward sends ω ⊙ e down; γ and ω broadcast against x, with as many dimensions."""
+    return _Gain.apply(x, weight, omega)  # type: ignore[return-value]
+
+
+class _Bilinear(Function):
+    @staticmethod
+    def forward(x, weight, omega, function):
+        return function(x, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, _, omega, ctx.function = inputs
+        ctx.save_for_backward(x, omega)
+
+    @staticmethod
+    def backward(ctx, *signals):
+        (e,) = signals
+        x, omega = (value.detach().to(e.dtype) for value in ctx.saved_tensors)
+        # Each vector-Jacobian product of a bilinear map is taken where its own argument does not matter: at 0.
+        function, needs = ctx.function, ctx.needs_input_grad
+        down = torch.func.vjp(lambda v: function(v, omega), torch.zeros_like(x))[1](e)[0] if needs[0] else None
+        weight = torch.func.vjp(lambda w: function(x, w), torch.zeros_like(omega))[1](e)[0] if needs[1] else None
+        return down, weight, None, None
+
+
+def bilinear(x: Tensor, weight: Tensor, omega: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """function(x, θ), linear in each, whose backward sends the transpose of x ↦ function(x, ω) down."""
+    return _Bilinear.apply(*autocast(x, weight), omega, function)  # type: ignore[return-value]
+
+
+class _Difference(Function):
+    @staticmethod
+    def forward(x, activation, beta):
+        return activation.forward(x)[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.activation, ctx.beta = inputs
+        ctx.save_for_backward(x, output)
+
+    @staticmethod
+    def backward(ctx, *signals):
+        (e,) = signals
+        x, y = ctx.saved_tensors
+        nudge = ctx.beta * len(x)
+        kept = x if ctx.activation.needs_input else None
+        return ctx.activation.difference((kept, y), e * -nudge) / -nudge, None, None
+
+
+def difference(x: Tensor, activation, beta: float) -> Tensor:
+    """ρ(x), whose backward sends (ψ(y) − ψ(y + d))/(βB) down, with d = −βB·∂ℓ/∂y and ψ the matched feedback of ρ."""
+    return _Difference.apply(x, activation, beta)  # type: ignore[return-value]
+
+
+class _Error(Function):
+    @staticmethod
+    def forward(y, link):
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.link = inputs[1]
+
+    @staticmethod
+    def backward(ctx, *signals):
+        (e,) = signals
+        ctx.link.error = e.detach()
+        return e, None
+
+
+def error(y: Tensor, link) -> Tensor:
+    """y; its backward leaves the error ∂ℓ/∂y in ``link.error`` for :func:`direct`."""
+    return _Error.apply(y, link)  # type: ignore[return-value]
+
+
+class _Direct(Function):
+    @staticmethod
+    def forward(y, x, omega, link):
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, x, omega, ctx.link = inputs
+        ctx.shape = x.shape
+        ctx.save_for_backward(omega)
+
+    @staticmethod
+    def backward(ctx, *signals):
+        (e,) = signals
+        (omega,) = ctx.saved_tensors
+        source = ctx.link.error
+        if source is None:
+            raise RuntimeError(
+                "direct feedback alignment met a signal before the error of the network's output: the loss does not depend on "
+                "the last map that the example inputs reached; attach with the inputs and the output that you train."
+            )
+        rows = source.reshape(-1, source.shape[-1]) if is_positionwise(source.shape, ctx.shape) else source.flatten(1)
+        return e, (rows @ omega.to(rows.dtype)).reshape(ctx.shape), None, None
+
+
+def is_positionwise(error: torch.Size, x: torch.Size) -> bool:
+    """Whether each position of x has an error of its own, as every token of a language model has."""
+    return len(error) > 1 and error[:-1] == x[:-1]
+
+
+def direct(y: Tensor, x: Tensor, omega: Tensor, link) -> Tensor:
+    """y = A_θ x (made from x without its graph), whose backward sends the output's error through ω to x."""
+    return _Direct.apply(y, x, omega, link)  # type: ignore[return-value]

@@ -1,0 +1,101 @@
+"""The maps of a model: where θ and ω are now, and a probe of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import parametrize
+
+from targetprop.attach.modules import Attached, Layout, map_of
+from targetprop.feedback.patches import Field, Patch, Probe
+
+
+@dataclass
+class Site:
+    """One map of an attached model. Tensors are looked up when they are needed: FSDP and ``.to()`` replace them.
+
+    Attributes:
+        name: the module's name in the model, and the map's where a module has several.
+        module: the module.
+        layout: where θ and ω lie in it.
+
+    """
+
+    name: str
+    module: Attached
+    layout: Layout
+
+    @property
+    def theta(self) -> nn.Parameter | None:
+        """θ where it is a parameter; None where something computes it (weight norm, spectral norm, pruning, ...)."""
+        return self.module._parameters.get(self.layout.weight)
+
+    @property
+    def omega(self) -> Any:
+        """ω; None where the map sends nothing back or uses θ."""
+        return self.module._parameters.get(self.layout.feedback)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether θ is a parameter that does not learn."""
+        return self.theta is not None and not self.theta.requires_grad
+
+    def array(self) -> Tensor:
+        """The module's weight as the last forward pass saw it, without a graph."""
+        with torch.no_grad(), quiet_parametrizations(self.module):
+            return getattr(self.module, self.layout.weight).detach()
+
+    def weight(self) -> Tensor:
+        """θ: the part of it that is this map, without sharding."""
+        return self.layout.of(whole(self.array()))
+
+    def probe(self) -> Probe | None:
+        """θ and ω as a solver may see them; None before a registered map has seen an input."""
+        wide = torch.promote_types(self.omega.dtype, torch.float32)
+        theta, omega = self.weight().to(wide), self.layout.of(whole(self.omega.detach())).to(wide)
+        if self.layout.form != "field":
+            return Patch(self.layout.matrices(theta), self.layout.matrices(omega))
+        shape = getattr(self.module, "_feedback_shape", None)
+        return None if shape is None else Field(map_of(self.module).function, shape, theta, omega)
+
+    def write(self, learned: Tensor) -> None:
+        """Let ω be what a solver learned."""
+        omega = self.omega
+        full = whole(omega.detach())
+        part = self.layout.of(full)
+        part.copy_(learned if self.layout.form == "field" else self.layout.restore(learned, part.shape))
+        if isinstance(omega, DTensor):
+            sharded: Any = distribute_tensor(full, omega.device_mesh, omega.placements)
+            cast(Any, omega.detach()).to_local().copy_(sharded.to_local())
+
+    def mismatch(self) -> float:
+        """‖ω − θ‖_F/‖θ‖_F of the arrays themselves: for the user's eyes; no ω learns from it."""
+        theta, omega = self.weight(), self.layout.of(whole(self.omega.detach()))
+        wide = torch.promote_types(theta.dtype, torch.float32)
+        theta, omega = theta.to(wide), omega.to(wide)
+        return float((omega - theta).norm() / theta.norm().clamp_min(torch.finfo(wide).tiny))
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor without its sharding."""
+    return cast(Any, tensor.detach()).full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+@contextmanager
+def quiet_parametrizations(module: nn.Module) -> Iterator[None]:
+    """Within it, reading a parametrised weight does not move it: spectral norm iterates in training mode only."""
+    parts = list(module.parametrizations.modules()) if parametrize.is_parametrized(module) else []  # type: ignore[union-attr]
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode

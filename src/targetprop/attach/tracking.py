@@ -1,0 +1,138 @@
+"""Tracking: within the optimizer's step, ω has the gradient of its θ, and so gets the same increment.
+
+The finished gradient counts: summed over all uses of a tied weight, clipped, averaged over processes, unscaled. So it is
+copied when ``optimizer.step`` begins, not in the backward pass, and taken away when the step ends: nobody else, neither a
+norm, a scaler nor a reducer, ever sees a gradient of ω. ω − θ is untouched by equal increments and shrinks by equal decay
+(Kolen and Pollack 1994; Akrout et al. 2019); θ itself is not read.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+Pairs = Callable[[], Iterable[tuple[nn.Parameter, nn.Parameter]]]
+"""The current (θ, ω) of all tracked maps."""
+
+
+def inner(optimizer: Any) -> Optimizer:
+    """The torch optimizer within the wrappers of accelerate and Lightning.
+
+    Raises:
+        TypeError: there is none.
+
+    """
+    found = optimizer
+    while isinstance(getattr(found, "optimizer", None), Optimizer):
+        found = found.optimizer
+    if not isinstance(found, Optimizer):
+        raise TypeError(
+            f"follow needs a torch.optim.Optimizer, got {type(optimizer).__name__}; for another kind of optimizer call "
+            "feedback.step() after its step, with a rule or a solver that does not track."
+        )
+    return found
+
+
+def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> int:
+    """Put every ω into the parameter group of its θ, at its end; returns how many θ the optimizer has."""
+    place = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    count = 0
+    for theta, omega in pairs:
+        wanted, found = place.get(id(theta)), place.get(id(omega))
+        count += wanted is not None
+        if wanted == found:
+            continue
+        if found is not None:
+            params = optimizer.param_groups[found]["params"]
+            params[:] = [p for p in params if p is not omega]
+        if wanted is not None:
+            optimizer.param_groups[wanted]["params"].append(omega)
+            place[id(omega)] = wanted
+    return count
+
+
+def leave(optimizer: Optimizer, omegas: Iterable[nn.Parameter]) -> None:
+    """Take every ω out of the optimizer, state and all."""
+    gone = {id(omega): omega for omega in omegas}
+    for group in optimizer.param_groups:
+        group["params"][:] = [p for p in group["params"] if id(p) not in gone]
+    for omega in gone.values():
+        optimizer.state.pop(omega, None)
+
+
+class Step:
+    """The hooks of one optimizer: copy gradients when its step begins, clear them and probe when it ends."""
+
+    def __init__(self, optimizer: Optimizer, pairs: Pairs, after: Callable[[], None], finite: bool):
+        """Follow ``optimizer``; ``finite``: a finite nudge, which no gradient scaler may blow up."""
+        self.optimizer, self.pairs, self.after, self.finite = optimizer, pairs, after, finite
+        self.handles = [
+            optimizer.register_step_pre_hook(self.begin),
+            optimizer.register_step_post_hook(self.end),
+        ]
+
+    def begin(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Copy the gradients now, or after each call of a closure that makes them (Lightning, L-BFGS)."""
+        if self.finite and scaled():
+            raise RuntimeError(
+                "attach(beta=...) sends finite differences, which a gradient scaler would enlarge: train in float32 or "
+                "bfloat16 without a scaler, or leave beta out."
+            )
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self.copy()
+            return None
+
+        def then_copied():
+            found = closure()
+            self.copy()
+            return found
+
+        if "closure" in kwargs:
+            return args, kwargs | {"closure": then_copied}
+        return (*args[:1], then_copied, *args[2:]), kwargs
+
+    def copy(self) -> None:
+        """∇ω := ∇θ for every tracked map of this optimizer."""
+        mine = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        for theta, omega in self.pairs():
+            if id(omega) in mine and id(theta) in mine:
+                omega.grad = None if theta.grad is None else theta.grad.detach().clone()
+
+    def end(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Clear them, and probe what is due."""
+        for _, omega in self.pairs():
+            omega.grad = None
+        self.after()
+
+    def remove(self) -> None:
+        """Follow no more."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def scaled() -> bool:
+    """Whether an enabled gradient scaler is what called the optimizer."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, torch.amp.GradScaler):
+            return caller.is_enabled()
+        frame = frame.f_back
+    return False
+
+
+def warn_without_decay(optimizer: Optimizer) -> None:
+    """Kolen–Pollack needs weight decay."""
+    if not any(group.get("weight_decay") for group in optimizer.param_groups):
+        warnings.warn(
+            "kolen_pollack brings ω to θ by weight decay alone, and this optimizer has none; give it a weight_decay > 0.",
+            UserWarning,
+            stacklevel=3,
+        )

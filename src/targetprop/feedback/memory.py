@@ -1,0 +1,52 @@
+"""What a solver remembers of one attached map between probes, and when the next probe is due."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+NEVER = 2**62
+"""Steps to wait where nothing is to be learned any more."""
+
+
+@dataclass
+class Memory:
+    """The state of one map's solver: everything a resumed run needs beside ω.
+
+    Attributes:
+        probes: probes so far, which number their noise.
+        wait: steps until the next one is due.
+        interval: steps between the last probe and that one.
+        mismatch: as last measured; infinite before.
+        tensor: the running correlation, or the auxiliary weights.
+
+    """
+
+    probes: int = 0
+    wait: int = 0
+    interval: int = 0
+    mismatch: float = math.inf
+    tensor: Tensor | None = None
+
+    def due(self) -> bool:
+        """One step has passed: whether to probe now."""
+        self.wait -= 1
+        return self.wait <= 0
+
+    def after(self, mismatch: float, tolerance: float, shortest: int, longest: int) -> None:
+        """Wait twice as long as last time where the mismatch was under tolerance, and as short as possible where not."""
+        self.mismatch = mismatch
+        under = mismatch <= tolerance and self.interval > 0
+        self.interval = min(2 * self.interval, longest) if under else shortest
+        self.wait = self.interval
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain numbers and tensors."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        vars(self).update({name: state[name] for name in vars(self)})

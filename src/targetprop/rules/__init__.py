@@ -1,0 +1,58 @@
+"""What an attached map sends back: one rule a file."""
+
+from __future__ import annotations
+
+import difflib
+
+from targetprop.rules.direct_feedback_alignment import DirectFeedbackAlignment
+from targetprop.rules.feedback_alignment import FeedbackAlignment
+from targetprop.rules.kolen_pollack import KolenPollack
+from targetprop.rules.ldrl import LDRL
+from targetprop.rules.rule import Rule
+from targetprop.rules.sign_symmetry import SignSymmetry
+from targetprop.rules.symmetric import Symmetric
+from targetprop.rules.weight_mirror import WeightMirror
+
+RULES: dict[str, type[Rule]] = {
+    "ldrl": LDRL,
+    "feedback_alignment": FeedbackAlignment,
+    "direct_feedback_alignment": DirectFeedbackAlignment,
+    "kolen_pollack": KolenPollack,
+    "weight_mirror": WeightMirror,
+    "sign_symmetry": SignSymmetry,
+    "symmetric": Symmetric,
+}
+
+
+def rule_of(rule: str | Rule) -> Rule:
+    """The rule called ``rule`` with its defaults, or ``rule`` itself.
+
+    Raises:
+        ValueError: for an unknown name; the sentence gives the nearest one.
+
+    Example:
+        >>> rule_of("sign_symmetry")
+        SignSymmetry(variant='uSF')
+
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if rule in RULES:
+        return RULES[rule]()
+    near = difflib.get_close_matches(str(rule), RULES, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(RULES)}."
+    raise ValueError(f"unknown rule {rule!r}; {hint}")
+
+
+__all__ = [
+    "LDRL",
+    "RULES",
+    "DirectFeedbackAlignment",
+    "FeedbackAlignment",
+    "KolenPollack",
+    "Rule",
+    "SignSymmetry",
+    "Symmetric",
+    "WeightMirror",
+    "rule_of",
+]

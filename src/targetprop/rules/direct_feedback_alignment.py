@@ -1,0 +1,28 @@
+"""The output error, sent straight to every map's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from targetprop.rules.rule import Rule
+
+
+@dataclass(frozen=True)
+class DirectFeedbackAlignment(Rule):
+    """Direct feedback alignment (Nøkland 2016): the input of every map gets ωᵀ ∂ℓ/∂sᴺ, ω random and fixed.
+
+    sᴺ is the output of the last map that the example inputs reach. Where a map's input has the output's leading dimensions
+    (batch × positions, as in a language model) every position gets its own error; elsewhere a sample gets its whole error.
+    """
+
+    name = "direct_feedback_alignment"
+    equation = "the output's error through ω, random and fixed"
+    papers = ("nokland2016",)
+    direct = True
+
+    def initial(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
+        """(errors, inputs) uniform within ±1/√errors, so that a signal is as large as the error it carries."""
+        errors, inputs = shape
+        return super().initial((inputs, errors), generator).T.contiguous()

@@ -1,0 +1,20 @@
+"""Feedback weights that receive the forward ones' increments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from targetprop.rules.rule import Rule
+
+
+@dataclass(frozen=True)
+class KolenPollack(Rule):
+    """Kolen–Pollack (Akrout et al. 2019): ω gets the increments of θ, and the same weight decay shrinks ω − θ.
+
+    Both come from the user's optimizer: it needs a weight decay λ > 0, and ω − θ shrinks by 1 − lr·λ a step.
+    """
+
+    name = "kolen_pollack"
+    equation = "B = ω, which gets the increments and the decay of θ"
+    papers = ("akrout2019",)
+    tracks = True

@@ -1,0 +1,23 @@
+"""Feedback weights that mirror the forward ones by correlation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from targetprop.rules.rule import Rule
+
+
+@dataclass(frozen=True)
+class WeightMirror(Rule):
+    """Weight mirrors (Akrout et al. 2019): B = ω, the running correlation of noise with the layer's response to it."""
+
+    name = "weight_mirror"
+    equation = "B = ω = E (A_θ ε) εᵀ, a running mean"
+    papers = ("akrout2019",)
+
+    def solver(self) -> Any:
+        """The correlation solver."""
+        from targetprop.feedback import CorrelationSolver
+
+        return CorrelationSolver()
