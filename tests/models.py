@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import targetprop as tp
+
 CLASSES = 5
 
 
@@ -342,3 +344,26 @@ def make(name, dtype=torch.float64):
             torch.nn.init.normal_(parameter.data, std=0.3)
     x = inputs()
     return model, x.to(dtype) if x.is_floating_point() else x, loss
+
+
+def wrong(name, dtype=torch.float64, **settings):
+    """A model whose ω have nothing to do with θ, without dropout, so that every pass is the same."""
+    model, x, loss = make(name, dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    feedback = tp.attach(model, rule=settings.pop("rule", "feedback_alignment"), seed=3, **settings)
+    return model, x, loss, feedback
+
+
+def collected(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(found, wanted):
+    """The largest relative distance of any parameter's gradient, gradients that are 0 but for rounding aside."""
+    assert found.keys() == wanted.keys()
+    floor = 1e-3 * max(value.norm() for value in wanted.values())
+    return max(float((found[key].to(value) - value).norm() / value.norm().clamp_min(floor)) for key, value in wanted.items())

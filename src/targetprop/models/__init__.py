@@ -1,0 +1,1 @@
+"""Modern small models, ordinary modules."""
