@@ -51,6 +51,7 @@ if args.rule != "backprop":
 
 @torch.no_grad()
 def validate():
+    """Mean loss over the whole held-out text."""
     losses = [
         F.cross_entropy(model(x).flatten(0, 1), y.flatten()) * len(x)
         for x, y in zip(windows.split(128), following.split(128), strict=True)

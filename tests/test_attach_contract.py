@@ -88,7 +88,7 @@ def test_copies_send_the_same(case):
 
 
 def test_a_plain_checkpoint_loads_strictly_and_leaves_feedback(case):
-    model, x, loss, _, _ = case
+    model, _x, _loss, _, _ = case
     plain = {key: value for key, value in model.state_dict().items() if "feedback" not in key}
     omega = {key: value.clone() for key, value in model.state_dict().items() if "feedback" in key}
     assert omega

@@ -54,6 +54,12 @@ def test_every_map_learns_from_noise(name):
     assert max(feedback.mismatch().values()) < 0.01
 
 
+def far(found, wanted):
+    """The relative distance of all gradients as one vector: short formats round each small one by far more."""
+    missed = sum((found[key].to(value) - value).square().sum() for key, value in wanted.items())
+    return float((missed / sum(value.square().sum() for value in wanted.values())).sqrt())
+
+
 def gpu_wrong(name, dtype, **settings):
     model, x, loss, feedback = wrong(name, dtype, **settings)
 
@@ -86,7 +92,7 @@ def test_wrong_feedback_is_wrong_on_every_way(name):
                 with torch.autocast("cuda", dtype):
                     return model(x)
 
-            assert distance(gradients(model, x, loss, run), wanted) < 0.3
+            assert far(gradients(model, x, loss, run), wanted) < 0.1
         scaler = torch.amp.GradScaler("cuda", init_scale=256.0)
         optimizer = torch.optim.SGD(model.parameters(), 1.0)
         before = {key: p.detach().clone() for key, p in model.named_parameters()}

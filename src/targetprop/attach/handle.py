@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import zlib
@@ -329,6 +330,10 @@ class Feedback:
     def _tracks(self) -> bool:
         return not self.rule.direct and (self.rule.tracks or getattr(self.solver, "tracking", False))
 
+    def _tracked(self, site: Site) -> bool:
+        """Whether a map's ω gets the increments of its θ."""
+        return self._tracks and site.theta is not None and not site.frozen
+
     def _calibrate(self) -> None:
         """Bring every ω under the solver's tolerance, from noise alone."""
         for site in self._learners():
@@ -348,7 +353,8 @@ class Feedback:
             probe = site.probe()
             if probe is None:
                 return False
-            learned = self.solver.calibrate(probe, memory, mixed(self.seed, key_of(site.name), memory.probes))
+            seed = mixed(self.seed, key_of(site.name), memory.probes)
+            learned = self.solver.calibrate(probe, memory, seed, self._tracked(site))
             if learned is not None:
                 site.write(learned)
             if tolerance is None or not memory.mismatch > tolerance:
@@ -363,16 +369,16 @@ class Feedback:
         maximum; one that is over is corrected, and probed soon again. Weights loaded without their ω are probed at once.
         """
         self.steps += 1
-        if self._link.stale:
-            self._link.stale = False
+        if self._link.stale and not isinstance(self.solver, Fixed):
             for memory in self._memory.values():
-                if memory.wait < NEVER or not isinstance(self.solver, Fixed):
-                    memory.wait = 0
+                memory.wait, memory.mismatch = 0, math.inf
+        self._link.stale = False
         report = {}
         for index, site in enumerate(self._learners()):
             self._redraw(site)
             memory = self._memory[site.name]
-            if not memory.due():
+            settled = site.frozen and memory.mismatch <= getattr(self.solver, "tolerance", -1)
+            if settled or not memory.due():
                 continue
             if memory.probes == 0 and not isinstance(self.solver, Fixed):
                 if not self._calibrated(site):
@@ -382,7 +388,7 @@ class Feedback:
             else:
                 probe: Any = site.probe()
                 seed = mixed(self.seed, key_of(site.name), memory.probes)
-                learned = self.solver.probe(probe, memory, seed, self._tracks and site.theta is not None)
+                learned = self.solver.probe(probe, memory, seed, self._tracked(site))
                 if learned is not None:
                     site.write(learned)
             report[site.name] = FeedbackReport(1, mismatch=torch.tensor(memory.mismatch))
@@ -430,13 +436,10 @@ class Feedback:
         self._followed.append(tracking.Step(inner, self._pairs, self._after, self._link.beta is not None))
         return optimizer
 
-    def _after(self) -> None:
-        if self._followed[0].optimizer is self._stepping():
+    def _after(self, optimizer: Any) -> None:
+        """With several optimizers the first one's steps count."""
+        if self._followed and self._followed[0].optimizer is optimizer:
             self.step()
-
-    def _stepping(self) -> Any:
-        """With several optimizers the first one's step counts."""
-        return self._followed[0].optimizer
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -510,7 +513,7 @@ class Feedback:
         for site in self.sites:
             memory = self._memory.get(site.name)
             how = self._how(site) if site.name in learners or self.rule.direct else "shared"
-            last = "" if memory is None or memory.mismatch == float("inf") else f"{memory.mismatch:.2g}"
+            last = "" if memory is None or memory.mismatch == math.inf else f"{memory.mismatch:.2g}"
             shape = "×".join(str(size) for size in site.layout.of(site.array()).shape)
             rows.append((site.name or "(model)", shape, self.rule.name, how, last))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -522,7 +525,7 @@ class Feedback:
         if not self.rule.own_feedback:
             return "is θ"
         words = []
-        if self._tracks and site.theta is not None and not site.frozen:
+        if self._tracked(site):
             words.append("tracked")
         if not isinstance(self.solver, Fixed):
             words.append("calibrated once" if site.frozen else "probed")

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from targetprop.attach.modules import Attached, Layout, map_of
 from targetprop.feedback.patches import Field, Patch, Probe
@@ -47,8 +50,10 @@ class Site:
         return self.theta is not None and not self.theta.requires_grad
 
     def array(self) -> Tensor:
-        """The module's weight as the last forward pass saw it, without a graph."""
+        """The module's weight as the next forward pass will see it, without a graph."""
         with torch.no_grad(), quiet_parametrizations(self.module):
+            if self.layout.weight not in self.module._parameters:
+                recompute(self.module)
             return getattr(self.module, self.layout.weight).detach()
 
     def weight(self) -> Tensor:
@@ -85,6 +90,15 @@ class Site:
 def whole(tensor: Any) -> Tensor:
     """A tensor without its sharding."""
     return cast(Any, tensor.detach()).full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def recompute(module: nn.Module) -> None:
+    """Run the hooks that compute weights before each pass (weight norm, spectral norm, pruning), which moves nothing else."""
+    mode, module.training = module.training, False  # spectral norm iterates in training mode only
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
+            hook(module, ())
+    module.training = mode
 
 
 @contextmanager

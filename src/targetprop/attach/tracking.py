@@ -69,7 +69,7 @@ def leave(optimizer: Optimizer, omegas: Iterable[nn.Parameter]) -> None:
 class Step:
     """The hooks of one optimizer: copy gradients when its step begins, clear them and probe when it ends."""
 
-    def __init__(self, optimizer: Optimizer, pairs: Pairs, after: Callable[[], None], finite: bool):
+    def __init__(self, optimizer: Optimizer, pairs: Pairs, after: Callable[[Optimizer], None], finite: bool):
         """Follow ``optimizer``; ``finite``: a finite nudge, which no gradient scaler may blow up."""
         self.optimizer, self.pairs, self.after, self.finite = optimizer, pairs, after, finite
         self.handles = [
@@ -109,7 +109,7 @@ class Step:
         """Clear them, and probe what is due."""
         for _, omega in self.pairs():
             omega.grad = None
-        self.after()
+        self.after(optimizer)
 
     def remove(self) -> None:
         """Follow no more."""

@@ -51,11 +51,11 @@ class CorrelationSolver:
         layer.omega.copy_(torch.where(counts > 0, state["correlation"] / counts, layer.omega))
         return FeedbackReport(self.iterations)
 
-    def calibrate(self, probe: Probe, memory: Memory, seed: int) -> Tensor:
+    def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
         """A mean of 100 probes."""
         for _ in range(99):
-            self.probe(probe, memory, mixed(seed, memory.probes), tracked=False)
-        return self.probe(probe, memory, mixed(seed, memory.probes), tracked=False)
+            self.probe(probe, memory, mixed(seed, memory.probes), tracked)
+        return self.probe(probe, memory, mixed(seed, memory.probes), tracked)
 
     def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
         """One update of the running mean; it is the new ω of an attached map."""

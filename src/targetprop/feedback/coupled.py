@@ -62,7 +62,7 @@ class CoupledSolver:
             layer.omega.add_(step)
         return FeedbackReport(count, mismatch=mismatch)
 
-    def calibrate(self, probe: Probe, memory: Memory, seed: int) -> Tensor:
+    def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
         """``first_iterations`` of both weights."""
         return self._iterate(probe, memory, seed, self.first_iterations)
 

@@ -27,7 +27,7 @@ class Fixed:
         """Do nothing."""
         return FeedbackReport(0)
 
-    def calibrate(self, probe: Probe, memory: Memory, seed: int) -> None:
+    def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> None:
         """Do nothing."""
 
     def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> None:
