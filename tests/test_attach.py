@@ -282,7 +282,7 @@ def test_kolen_pollack_comes_to_the_weights_by_decay():
 
 
 def test_weight_mirror_and_sign_symmetry_variants():
-    model, x, loss = models.make("mixer", torch.float32)
+    model, *_ = models.make("mixer", torch.float32)
     assert max(tp.attach(model, rule="weight_mirror").mismatch().values()) < 0.15
     for variant in ("uSF", "frSF", "brSF"):
         model, _x, _loss = models.make("mixer", torch.float32)
