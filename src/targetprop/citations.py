@@ -7,6 +7,7 @@ from targetprop.algorithms import (
     DTP,
     LDRL,
     Algorithm,
+    Attached,
     Backprop,
     DDTPLinear,
     DirectFeedbackAlignment,
@@ -62,6 +63,27 @@ ENTRIES = {
             and Rish, Irina and Richards, Blake and Bengio, Yoshua},
   booktitle = {International Conference on Machine Learning}, year = {2022}
 }""",
+    "liao2016": """@inproceedings{liao2016,
+  title = {How Important Is Weight Symmetry in Backpropagation?},
+  author = {Liao, Qianli and Leibo, Joel Z. and Poggio, Tomaso},
+  booktitle = {AAAI Conference on Artificial Intelligence}, year = {2016}
+}""",
+    "xiao2018": """@inproceedings{xiao2018,
+  title = {Biologically-Plausible Learning Algorithms Can Scale to Large Datasets},
+  author = {Xiao, Will and Chen, Honglin and Liao, Qianli and Poggio, Tomaso},
+  booktitle = {International Conference on Learning Representations}, year = {2019}
+}""",
+    "moskovitz2018": """@article{moskovitz2018,
+  title = {Feedback alignment in deep convolutional networks},
+  author = {Moskovitz, Theodore H. and Litwin-Kumar, Ashok and Abbott, L. F.},
+  journal = {arXiv:1812.06488}, year = {2018}
+}""",
+    "bartunov2018": """@inproceedings{bartunov2018,
+  title = {Assessing the Scalability of Biologically-Motivated Deep Learning Algorithms and Architectures},
+  author = {Bartunov, Sergey and Santoro, Adam and Richards, Blake A. and Marris, Luke and Hinton, Geoffrey E.
+            and Lillicrap, Timothy},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2018}
+}""",
     "bao2024": """@inproceedings{bao2024,
   title = {Efficient Target Propagation by Deriving Analytical Solution},
   author = {Bao, Yanhao and Shibuya, Tatsukichi and Sato, Ikuro and Kawakami, Rei and Inoue, Nakamasa},
@@ -98,6 +120,11 @@ def cite(algo: Algorithm) -> str:
         >>> print(tp.cite(algo))
 
     """
+    if isinstance(algo, Attached):
+        keys = ("rumelhart1986",) if algo.rule is None else algo.rule.papers
+        if algo.feedback is not None and getattr(algo.feedback.solver, "tracking", False):
+            keys += ("akrout2019",)
+        return "\n\n".join(ENTRIES[key] for key in keys)
     keys = PAPERS[type(algo)]
     if isinstance(algo, LDRL) and algo.solver.tracking:
         keys += ("akrout2019",)

@@ -1,5 +1,6 @@
 """Credit assignment rules, one a file; all share ``algo.backward(x, y) -> Report``."""
 
+from targetprop.algorithms.attached import Attached
 from targetprop.algorithms.backprop import Backprop
 from targetprop.algorithms.base import Algorithm, Report
 from targetprop.algorithms.ddtp_linear import DDTPLinear
@@ -12,6 +13,7 @@ from targetprop.algorithms.jacobian_matching_oracle import JacobianMatchingOracl
 from targetprop.algorithms.kolen_pollack import KolenPollack
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.algorithms.parallel_ldrl import ParallelLDRL
+from targetprop.algorithms.sign_symmetry import SignSymmetry
 from targetprop.algorithms.table import table
 from targetprop.algorithms.targetprop import TargetProp
 from targetprop.algorithms.weight_mirror import WeightMirror
@@ -30,6 +32,7 @@ ALGORITHMS = {
     "direct_feedback_alignment": DirectFeedbackAlignment,
     "weight_mirror": WeightMirror,
     "kolen_pollack": KolenPollack,
+    "sign_symmetry": SignSymmetry,
 }
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "DTP",
     "LDRL",
     "Algorithm",
+    "Attached",
     "Backprop",
     "DDTPLinear",
     "DirectFeedbackAlignment",
@@ -47,6 +51,7 @@ __all__ = [
     "KolenPollack",
     "ParallelLDRL",
     "Report",
+    "SignSymmetry",
     "TargetProp",
     "WeightMirror",
     "table",

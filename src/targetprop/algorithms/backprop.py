@@ -21,6 +21,8 @@ class Backprop(Algorithm):
 
     """
 
+    rule = "backprop"
+
     def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
         """As for every algorithm."""
         super().__init__(net, loss, label_smoothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from typing_extensions import Self
 
 from targetprop.feedback import FeedbackReport
 from targetprop.layers import Gradients
 from targetprop.pairing import Network
 from targetprop.ranks import Ranks
+from targetprop.rules import SignSymmetry
 from targetprop.seeds import mixed
+
+DataParallels = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, y) ↦ the batch mean of a loss, a scalar differentiable in the logits."""
@@ -50,6 +55,45 @@ class Algorithm(ABC):
     splits_layers = False
     """Whether processes can share out the layers whose feedback learns."""
 
+    rule: Any = None
+    """The rule of ``targetprop.attach`` that does the same on any module; None where autograd cannot carry it."""
+
+    def __new__(cls, net: Any, *args: Any, **kwargs: Any) -> Self:
+        """On a module that is no network of ``targetprop.pair`` the rule is carried by autograd.
+
+        Raises:
+            TypeError: autograd cannot carry it.
+
+        """
+        from targetprop.algorithms.attached import Attached
+
+        if isinstance(net, Network) or issubclass(cls, Attached):
+            return super().__new__(cls)
+        if isinstance(net, DataParallels):
+            raise TypeError(
+                f"{cls.__name__} averages gradients itself, got {type(net).__name__}; give it the module within and call "
+                "algo.distribute(ranks), or attach the module with targetprop.attach and keep loss.backward()."
+            )
+        if not isinstance(net, nn.Module):
+            raise TypeError(
+                f"{cls.__name__} trains a module, got {type(net).__name__}; build one, or pair(nn.Sequential(...))."
+            )
+        if not isinstance(vars(cls).get("rule"), str):  # an explicit algorithm derived from L-DRL is another one
+            raise TypeError(
+                f"{cls.__name__} needs explicit passes: make the network by targetprop.pair(nn.Sequential(...)), got "
+                f"{type(net).__name__}; Backprop, LDRL, FeedbackAlignment, DirectFeedbackAlignment, KolenPollack, "
+                "WeightMirror and SignSymmetry take any module."
+            )
+        given = dict(inspect.signature(cls.__init__).bind(None, net, *args, **kwargs).arguments)
+        for name in ("self", "net"):
+            del given[name]
+        chosen: Any = cls.rule
+        if "variant" in given:
+            chosen = SignSymmetry(given.pop("variant"))
+        if cls.rule == "backprop":
+            given.pop("seed", None)
+        return Attached(net, chosen, **given)  # type: ignore[return-value]
+
     def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
         """Bind the network and the loss.
 
@@ -67,6 +111,10 @@ class Algorithm(ABC):
     @abstractmethod
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Add to ``.grad`` an estimate of the gradient of the batch-mean loss, after training the feedback path, if any."""
+
+    def follow(self, optimizer: Any) -> None:
+        """Let the feedback learn in the steps of ``optimizer``, where the rule needs it; explicit passes do not."""
+        return None
 
     @abstractmethod
     def compile(self, mode: str | None = None) -> None:

@@ -24,6 +24,8 @@ class DirectFeedbackAlignment(Algorithm):
 
     """
 
+    rule = "direct_feedback_alignment"
+
     def __init__(self, net: Network, seed: int = 0, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
         """As for every algorithm; ``seed`` is that of the Bⁿ."""
         super().__init__(net, loss, label_smoothing)

@@ -24,6 +24,8 @@ class FeedbackAlignment(Local):
     With another solver ω learns: ``WeightMirror`` and ``KolenPollack``.
     """
 
+    rule = "feedback_alignment"
+
     default_solver: Callable[[], Solver] = Fixed
 
     def __init__(

@@ -14,6 +14,8 @@ class KolenPollack(FeedbackAlignment):
     Both come from the user's optimizer: given ``net.parameters()`` and a weight decay λ, it shrinks ω − θ by 1 − lr·λ a step.
     """
 
-    def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
-        """As for feedback alignment, without a solver and without noise."""
-        super().__init__(net, Fixed(tracking=True), loss=loss, label_smoothing=label_smoothing)
+    rule = "kolen_pollack"
+
+    def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0, seed: int = 0):
+        """As for feedback alignment, without a solver; ``seed`` is of ω on a plain module."""
+        super().__init__(net, Fixed(tracking=True), seed, loss=loss, label_smoothing=label_smoothing)

@@ -32,6 +32,8 @@ class LDRL(Local):
 
     """
 
+    rule = "ldrl"
+
     default_solver: Callable[[], Solver] = PredictiveSolver
     reads_output = False
     """Whether ``feed_back`` reads the values of ``trace.output`` where no stage follows the linear map."""

@@ -166,6 +166,7 @@ TABLE = (
         "2/3",
     ),
     Properties("WeightMirror", "error", "correlation of noise and response", "yes", "no", "no", "probes, errors", "1 + 2/3 K"),
+    Properties("SignSymmetry", "error", "|ω| ⊙ sign(θ) (Liao et al. 2016)", "yes", "signs", "yes: signs", "errors", "1"),
     Properties("KolenPollack", "error", "increments and decay of θ", "yes", "no", "shared increments", "errors", "1"),
 )
 

@@ -12,4 +12,6 @@ class WeightMirror(FeedbackAlignment):
     As feedback alignment, with ``CorrelationSolver()`` for the default solver.
     """
 
+    rule = "weight_mirror"
+
     default_solver = CorrelationSolver

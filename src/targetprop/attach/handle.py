@@ -17,9 +17,10 @@ from torch.nn.parameter import UninitializedParameter
 from targetprop.attach import coverage, tracking
 from targetprop.attach.function import is_positionwise
 from targetprop.attach.modules import KINDS, Attached, Broadcast, Link, attached_class, kind_of
-from targetprop.attach.sites import Site
+from targetprop.attach.sites import Site, whole
 from targetprop.feedback import SOLVERS, FeedbackReport, Fixed
 from targetprop.feedback.memory import NEVER, Memory
+from targetprop.pairing import Network
 from targetprop.rules import Rule, rule_of
 from targetprop.seeds import mixed
 
@@ -98,6 +99,11 @@ def attach(
         raise ValueError(
             "rule='direct_feedback_alignment' sends the output's error to inputs whose shapes it must know; give example "
             "inputs: attach(model, x, rule='direct_feedback_alignment')."
+        )
+    if any(isinstance(module, Network) for module in model.modules()):
+        raise ValueError(
+            "the model holds a network of targetprop.pair, whose layers have feedback of their own; attach the nn.Sequential "
+            "it was made of, or train it by targetprop.algorithms."
         )
     if any(isinstance(module, Attached) for module in model.modules()):
         return adopted(model, chosen, solver, seed)
@@ -396,7 +402,8 @@ class Feedback:
 
     def _redraw(self, site: Site) -> None:
         generator = Generator().manual_seed(mixed(self.seed, key_of(site.name), self.steps, 1))
-        matrices = site.layout.matrices(site.omega) if site.layout.form != "field" else site.omega
+        omega = site.layout.of(whole(site.omega))
+        matrices = omega if site.layout.form == "field" else site.layout.matrices(omega)
         new = self.rule.redrawn(matrices, generator)
         if new is not None:
             site.write(new.to(matrices))
