@@ -1,6 +1,6 @@
 """targetprop: deep networks trained by difference target propagation with learned backprop targets."""
 
-from targetprop import algorithms, analysis, data, feedback, networks, ranks, rules
+from targetprop import algorithms, analysis, data, feedback, models, networks, ranks, rules
 from targetprop.attach import Feedback, NotCovered, attach
 from targetprop.citations import cite
 from targetprop.maps import register
@@ -20,6 +20,7 @@ __all__ = [
     "cite",
     "data",
     "feedback",
+    "models",
     "networks",
     "pair",
     "ranks",

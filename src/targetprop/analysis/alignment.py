@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from targetprop.algorithms import Algorithm, Backprop
+from targetprop.attach import Feedback
+from targetprop.attach.coverage import unchanged
+from targetprop.attach.modules import is_feedback
 from targetprop.feedback.solver import noise_like
 from targetprop.layers import Layer, Trace
 from targetprop.pairing import Network
@@ -100,7 +104,10 @@ def backprop_gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> l
     loss = algo.loss(net(x), y)
     for buffer, value in statistics:  # a measurement leaves running statistics as they were
         buffer.copy_(value)
-    gradients = list(torch.autograd.grad(loss, [layer.theta for layer in net.layers]))
+    thetas = [layer.theta for layer in net.layers]
+    learning = [theta for theta in thetas if theta.requires_grad]
+    found = dict(zip(map(id, learning), torch.autograd.grad(loss, learning), strict=True))
+    gradients = [found.get(id(theta), torch.zeros_like(theta)) for theta in thetas]  # 0 of a frozen layer
     algo.ranks.data.mean_(*gradients)
     return gradients
 
@@ -120,18 +127,33 @@ def alignment_of_grad(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> li
     return update_alignment(standing_updates(net), backprop_gradients(net, algo, x, y))
 
 
-def alignment(net: Network, algo: Algorithm, x: Tensor, y: Tensor, probes: int = 4) -> dict[str, LayerAlignment]:
-    """The alignment of every layer on the batch (x, y), at the update that ``algo.backward(x, y)`` would make.
+def alignment(net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int = 4) -> dict[str, LayerAlignment]:
+    """The alignment of every update to the backprop gradient, and of feedback to forward weights. Nothing is changed.
 
-    Nothing is changed: weights, gradients and the algorithm's memory are put back.
+    ``alignment(net, algo, x, y)``, net made by ``targetprop.pair``: every layer on the batch (x, y), at the update that
+    ``algo.backward(x, y)`` would make; ``probes`` samples of noise per sample measure the Jacobian mismatch.
+
+    ``alignment(model, feedback, loss_fn)``, model attached by ``targetprop.attach``: every parameter that learns, by name.
+    ``loss_fn(model)`` computes a loss with a graph; it is called twice, with the same random numbers and buffers, once through
+    ω and once within ``feedback.exact()``.
 
     Returns:
-        per layer name, a :class:`LayerAlignment`.
+        per layer or parameter name, a :class:`LayerAlignment`.
+
+    Raises:
+        TypeError: the second argument is neither an algorithm nor a ``Feedback``.
 
     Example:
         >>> alignment(net, algo, x, y)["conv_1"].update_angle
+        >>> alignment(model, feedback, lambda model: F.cross_entropy(model(x), y))["head.weight"].update_angle
 
     """
+    if isinstance(algo, Feedback):
+        return attached_alignment(net, algo, x)
+    if not isinstance(algo, Algorithm) or y is None:
+        raise TypeError(
+            f"alignment takes (net, algorithm, x, y) or (model, feedback, loss_fn), got {type(algo).__name__} as the second."
+        )
     with restored(net, algo):
         algo.backward(x, y)
         aligned = alignment_of_grad(net, algo, x, y)
@@ -146,3 +168,40 @@ def alignment(net: Network, algo: Algorithm, x: Tensor, y: Tensor, probes: int =
             mismatch = jacobian_mismatch(layer, trace, probes)
             result[name] = LayerAlignment(*pair, angle(theta, omega).item(), distance(theta, omega).item(), mismatch)
     return result
+
+
+def attached_alignment(model: nn.Module, feedback: Feedback, loss_fn: Callable[[Any], Tensor]) -> dict[str, LayerAlignment]:
+    """See :func:`alignment`: the case of attached models."""
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad and not is_feedback(name)}
+
+    def gradients() -> list[Tensor]:
+        with unchanged(model), torch.enable_grad():
+            found = torch.autograd.grad(loss_fn(model), list(learned.values()), allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(learned.values(), found, strict=True)]
+
+    updates = gradients()
+    with feedback.exact():
+        wanted = gradients()
+    sites = {}
+    if feedback.rule.own_feedback and not feedback.rule.direct:
+        for site in feedback.sites:
+            sites.setdefault(id(site.theta), site)
+    result = {}
+    for (name, parameter), pair in zip(learned.items(), update_alignment(updates, wanted), strict=True):
+        site = sites.get(id(parameter))
+        if site is None or site.omega is None:
+            result[name] = LayerAlignment(*pair)
+            continue
+        theta, omega = parameter.detach(), site.omega.detach()
+        result[name] = LayerAlignment(*pair, angle(theta, omega).item(), distance(theta, omega).item(), site.mismatch())
+    return result
+
+
+def attached_angles(net: nn.Module, algo: Algorithm, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Angle of every weight's update to the backprop gradient, for algorithms on plain modules; backpropagation's are 0."""
+    feedback = getattr(algo, "feedback", None)
+    weights = [name for name, p in net.named_parameters() if p.requires_grad and p.dim() > 1 and not is_feedback(name)]
+    if feedback is None:
+        return dict.fromkeys(weights, 0.0)
+    found = attached_alignment(net, feedback, lambda model: algo.loss(model(x), y))
+    return {name: found[name].update_angle for name in weights}

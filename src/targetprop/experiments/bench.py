@@ -167,8 +167,10 @@ def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int
         algo: Any = Backprop(net)
     elif kind == "paper":
         chosen = config.load(PAPER_PRESETS[setting.network])
-        algo = LDRL(net, chosen.algorithm.beta, SGDSolver(**dataclasses.asdict(chosen.sgd)))
+        paper_beta = {} if chosen.algorithm.beta is None else {"beta": chosen.algorithm.beta}
+        algo = LDRL(net, solver=SGDSolver(**dataclasses.asdict(chosen.sgd)), **paper_beta)
     else:
+        paper_beta = {} if chosen.algorithm.beta is None else {"beta": chosen.algorithm.beta}
         algo = LDRL(net, solver=PredictiveSolver(tracking=kind == "ldrl", **settings))
 
     def step(x: Tensor, y: Tensor) -> int:

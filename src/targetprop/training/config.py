@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,6 +24,7 @@ from targetprop.feedback import (
     ReconstructionSolver,
     SGDSolver,
 )
+from targetprop.models import MODELS
 from targetprop.networks import NETWORKS
 
 Precision = Literal["float32", "float64", "tf32", "bfloat16"]
@@ -39,16 +40,19 @@ class NetworkConfig:
     """The network.
 
     Attributes:
-        name: one of the networks.
-        channels: its widths; default the network's own.
-        activation: default the network's own.
-        bias: biases in forward and feedback maps.
-        batch_norm: batch normalisation, in ResNets.
-        feedback: "matched" or "mirror".
+        name: one of the networks, or ``package.module:make``, a callable ``make(in_shape, classes, **options)`` that can be
+            imported from the working directory.
+        options: keyword arguments of such a callable, ``--network.options.KEY VALUE``, and of "resnet20" and "vit".
+        channels: widths of a paired network; default its own.
+        activation: likewise.
+        bias: likewise, biases in forward and feedback maps.
+        batch_norm: batch normalisation, in paired ResNets.
+        feedback: "matched" or "mirror", of paired networks.
 
     """
 
     name: str = "simple_vgg"
+    options: dict[str, Any] = field(default_factory=dict)
     channels: list[int] | None = None
     activation: str | None = None
     bias: bool = True
@@ -88,18 +92,20 @@ class AlgorithmConfig:
 
     Attributes:
         name: one of the algorithms.
-        beta: nudging strength of target propagation.
+        beta: nudging strength of target propagation; default the algorithm's own, infinitesimal on plain modules.
         solver: how feedback is learned; its settings stand in the section of its name. Default the algorithm's own.
         loss: "cross_entropy" or "mse".
         label_smoothing: of the cross-entropy.
+        variant: of sign symmetry.
 
     """
 
     name: str = "ldrl"
-    beta: float = 0.1
+    beta: float | None = None
     solver: str | None = None
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     label_smoothing: float = 0.0
+    variant: Literal["uSF", "brSF", "frSF"] = "uSF"
 
 
 @dataclass(frozen=True)
@@ -129,14 +135,14 @@ class OptimizerConfig:
     """The optimizer of the weights.
 
     Attributes:
-        name: "sgd" or "adam".
+        name: "sgd", "adam" or "adamw".
         lr: learning rate.
         momentum: of SGD.
-        weight_decay: coupled L2.
+        weight_decay: coupled L2; decoupled with "adamw".
 
     """
 
-    name: Literal["sgd", "adam"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -208,6 +214,10 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+OPTIONS = "network.options."
+"""What the keys of a network's own options begin with."""
+
+
 def keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the configuration."""
     for entry in fields(kind):
@@ -243,13 +253,21 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
     from jsonargparse import ArgumentParser
 
     known = list(keys())
-    for key, _ in settings:
-        if key not in known:
+    options: dict[str, Any] = {}
+    for key, value in settings:
+        if key == OPTIONS[:-1]:
+            given = yaml.safe_load(value) if isinstance(value, str) else value
+            if not isinstance(given, dict):
+                raise ConfigError(f"network.options={value} is no mapping; write --network.options.KEY VALUE.")
+            options |= given
+        elif key.startswith(OPTIONS):
+            options[key.removeprefix(OPTIONS)] = yaml.safe_load(value) if isinstance(value, str) else value
+        elif key not in known:
             raise ConfigError(f"unknown key '{key}'; {nearest(key, known)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Config)
     # A setting given twice would be parsed twice: only the last value counts.
-    arguments = [f"--{key}={_text(value)}" for key, value in dict(settings).items()]
+    arguments = [f"--{key}={_text(value)}" for key, value in dict(settings).items() if not key.startswith(OPTIONS[:-1])]
     try:
         parsed = parser.parse_args(arguments)
     except Exception:  # jsonargparse raises argparse.ArgumentError, or what a type's constructor raises
@@ -262,6 +280,8 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
                 raise ConfigError(f"{key}={value} has the wrong type; expected {expected}.") from error
         raise
     config = Config(**vars(parser.instantiate(parsed)))
+    network = dataclasses.replace(config.network, options={**config.network.options, **options})
+    config = dataclasses.replace(config, network=network)
     check(config)
     return config
 
@@ -283,11 +303,31 @@ def check(config: Config) -> None:
 
     from targetprop.data import SOURCES
 
-    choice("network.name", config.network.name, list(NETWORKS))
+    if ":" not in config.network.name:
+        choice("network.name", config.network.name, [*NETWORKS, *MODELS])
+    plain = config.network.name not in NETWORKS
+    changed = [
+        f.name
+        for f in fields(NetworkConfig)
+        if f.name not in ("name", "options") and getattr(config.network, f.name) != f.default
+    ]
+    if plain and changed:
+        raise ConfigError(
+            f"network.{changed[0]} is a setting of paired networks ({', '.join(NETWORKS)}), got network.name="
+            f"{config.network.name}; give --network.options.KEY instead."
+        )
+    if config.network.options and not plain:
+        raise ConfigError(
+            f"network '{config.network.name}' takes network.channels, network.activation, ..., but no network.options; got "
+            f"{', '.join(config.network.options)}."
+        )
     choice("data.name", config.data.name, list(SOURCES))
     choice("algorithm.name", config.algorithm.name, list(ALGORITHMS))
     if config.algorithm.solver is not None:
         choice("algorithm.solver", config.algorithm.solver, list(SOLVERS))
+        if plain and not hasattr(SOLVERS[config.algorithm.solver], "probe"):
+            able = ", ".join(name for name, kind in SOLVERS.items() if hasattr(kind, "probe"))
+            raise ConfigError(f"algorithm.solver={config.algorithm.solver} needs a paired network; a plain one takes {able}.")
         if "solver" not in inspect.signature(ALGORITHMS[config.algorithm.name]).parameters:
             raise ConfigError(f"algorithm '{config.algorithm.name}' takes no solver; drop algorithm.solver.")
     if config.network.channels is not None:
@@ -298,7 +338,8 @@ def check(config: Config) -> None:
     demand(0 <= data.validation < 1, "data.validation", data.validation, "a fraction in [0, 1)")
     demand(data.limit is None or data.limit > 0, "data.limit", data.limit, "at least 1")
     demand(data.padding >= 0, "data.padding", data.padding, "at least 0")
-    demand(config.algorithm.beta > 0, "algorithm.beta", config.algorithm.beta, "a positive number")
+    beta = config.algorithm.beta
+    demand(beta is None or beta > 0, "algorithm.beta", beta, "a positive number")
     demand(0 <= config.algorithm.label_smoothing < 1, "algorithm.label_smoothing", config.algorithm.label_smoothing, "[0, 1)")
     demand(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "a positive number")
     demand(0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "a number in [0, 1)")
@@ -338,7 +379,7 @@ def load(name: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
     """
     known = presets()
     if name in known:
-        return build([*known[name].items(), *overrides])
+        return build(layered(known[name].items(), overrides))
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"unknown preset '{name}'; {nearest(name, list(known))}")
@@ -353,4 +394,15 @@ def load(name: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
     base = values.pop("preset", None)
     if base is not None and base not in known:
         raise ConfigError(f"unknown preset '{base}' in {path}; {nearest(str(base), list(known))}")
-    return build([*(known[base].items() if base else ()), *flat(values), *overrides])
+    return build(layered(known[base].items() if base else (), flat(values), overrides))
+
+
+def layered(*sources: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The settings of all sources; one that names another network drops what earlier ones said of theirs."""
+    settings: list[tuple[str, Any]] = []
+    for source in map(list, sources):
+        name, before = dict(source).get("network.name"), dict(settings).get("network.name", NetworkConfig.name)
+        if name is not None and name != before:
+            settings = [(key, value) for key, value in settings if not key.startswith("network.")]
+        settings += source
+    return settings

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +17,14 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from targetprop import data, networks
 from targetprop.algorithms import ALGORITHMS, Algorithm, Report
-from targetprop.analysis.alignment import alignment_of_grad
+from targetprop.analysis.alignment import alignment_of_grad, attached_angles
 from targetprop.data import Batches, Dataset, Images
 from targetprop.feedback import SOLVERS
+from targetprop.models import MODELS
 from targetprop.pairing import Network
 from targetprop.ranks import Group, Ranks
 from targetprop.training import checkpoint
@@ -70,7 +73,7 @@ class Session:
 
     config: Config
     folder: Path
-    net: Network
+    net: nn.Module
     algo: Algorithm
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -114,13 +117,15 @@ def load_data(config: Config) -> Dataset:
     return dataset
 
 
-def build_network(config: Config, dataset: Dataset) -> Network:
+def build_network(config: Config, dataset: Dataset) -> nn.Module:
     """The network for the data set's images, run once to see that they fit.
 
     Raises:
         ConfigError: they do not.
 
     """
+    if config.network.name not in networks.NETWORKS:
+        return build_model(config, dataset)
     chosen = {"channels": config.network.channels, "activation": config.network.activation}
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     make = networks.NETWORKS[config.network.name]
@@ -140,29 +145,90 @@ def build_network(config: Config, dataset: Dataset) -> Network:
     return net
 
 
-def build_algorithm(config: Config, net: Network) -> Algorithm:
+def maker(name: str) -> Callable[..., Any]:
+    """The callable that ``package.module:make`` names, or one of the library's models.
+
+    Raises:
+        ConfigError: there is none.
+
+    """
+    if name in MODELS:
+        return MODELS[name]
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"network.name={name} cannot be imported ({error}); write package.module:make, importable from the working "
+            "directory."
+        ) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not callable(made):
+        raise ConfigError(f"network.name={name} is {type(made).__name__}; expected a callable make(in_shape, classes, ...).")
+    return made
+
+
+def build_model(config: Config, dataset: Dataset) -> nn.Module:
+    """A plain module, ours or the user's, run once to see that it gives logits.
+
+    Raises:
+        ConfigError: it cannot be made, or gives something else.
+
+    """
+    name, options = config.network.name, config.network.options
+    make = maker(name)
+    try:
+        net = make(dataset.in_shape, dataset.classes, **options)
+    except Exception as error:  # the user's own code
+        given = ", ".join([str(dataset.in_shape), str(dataset.classes), *(f"{k}={v}" for k, v in options.items())])
+        raise ConfigError(f"network '{name}' could not be made by make({given}): {type(error).__name__}: {error}") from error
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"network '{name}' made {type(net).__name__}, expected a torch.nn.Module.")
+    mode = net.training
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(2, *dataset.in_shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"network '{name}' does not fit images of shape {dataset.in_shape}: {reason}") from error
+    net.train(mode)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (2, dataset.classes):
+        raise ConfigError(
+            f"network '{name}' made {shape} of 2 images, expected logits (2, {dataset.classes}); return a tensor of one row "
+            "a sample."
+        )
+    return net
+
+
+def build_algorithm(config: Config, net: nn.Module) -> Algorithm:
     """The algorithm with its solver."""
     settings = config.algorithm
     kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing}
-    kwargs |= {"beta": settings.beta, "seed": config.seed, **dataclasses.asdict(config.drl)}
+    kwargs |= {"seed": config.seed, "variant": settings.variant, **dataclasses.asdict(config.drl)}
+    if settings.beta is not None:
+        kwargs["beta"] = settings.beta
     kind = ALGORITHMS[settings.name]
     taken = inspect.signature(kind).parameters
     names = {solver: name for name, solver in SOLVERS.items()}
-    solver = settings.solver or names.get(getattr(kind, "default_solver", None))
+    solver = settings.solver or (names.get(getattr(kind, "default_solver", None)) if isinstance(net, Network) else None)
     if solver is not None:
         kwargs["solver"] = getattr(config, solver, None) or SOLVERS[solver]()
     kwargs = {key: value for key, value in kwargs.items() if key in taken}
     try:
         return kind(net, **kwargs)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
 
 
-def build_optimizer(config: Config, net: Network) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of all weights; those without a gradient it leaves alone."""
     settings = config.optimizer
-    if settings.name == "adam":
-        return torch.optim.Adam(net.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if settings.name in kinds:
+        return kinds[settings.name](net.parameters(), settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(net.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
@@ -212,13 +278,14 @@ def set_up(config: Config, folder: Path, ranks: Ranks = Ranks()) -> Session:  # 
     train = batches(rest, ranks.data, config.data.augment)
     steps = min(config.epochs * len(train), config.steps or config.epochs * len(train))
     optimizer = build_optimizer(config, net)
+    algo.follow(optimizer)
     schedule = build_schedule(config, optimizer, steps, config.epochs)
     validation = batches(held_out, ranks.world) if len(held_out) else None
     test = batches(dataset.test, ranks.world)
     return Session(config, folder, net, algo, optimizer, schedule, train, validation, test, Progress(), ranks)
 
 
-def load_weights(net: Network, state: dict[str, Any], path: Path) -> None:
+def load_weights(net: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights into ``net``.
 
     Raises:
@@ -235,7 +302,7 @@ def load_weights(net: Network, state: dict[str, Any], path: Path) -> None:
 
 
 @torch.no_grad()
-def accuracy(net: Network, algo: Algorithm, batches: Batches) -> dict[str, float]:
+def accuracy(net: nn.Module, algo: Algorithm, batches: Batches) -> dict[str, float]:
     """Mean loss and top-1 accuracy over a set, in evaluation mode; top-5 too where there are more than 10 classes."""
     net.eval()
     found = torch.zeros(4, dtype=torch.float64)  # sums of loss, top-1 and top-5; whether there are more than 10 classes
@@ -250,8 +317,11 @@ def accuracy(net: Network, algo: Algorithm, batches: Batches) -> dict[str, float
     return {"loss": loss, "accuracy": top1, **({"top5": top5} if wide else {})}
 
 
-def first_nonfinite(net: Network, x: Tensor) -> str:
+def first_nonfinite(net: nn.Module, x: Tensor) -> str:
     """The first layer whose weights, or else whose output on x, are not finite."""
+    if not isinstance(net, Network):
+        bad = next((name for name, p in net.named_parameters() if not p.isfinite().all()), None)
+        return "the network's output" if bad is None else f"the parameter '{bad}'"
     for name, layer in zip(net.names, net.layers, strict=True):
         if not all(p.isfinite().all() for p in layer.forward_map.parameters()):
             return f"the weights of layer '{name}'"
@@ -264,6 +334,8 @@ def first_nonfinite(net: Network, x: Tensor) -> str:
 
 def measure(session: Session, x: Tensor, y: Tensor) -> dict[str, float]:
     """Angle of each layer's update, as it stands in ``.grad``, to the backprop gradient of the same batch."""
+    if not isinstance(session.net, Network):
+        return attached_angles(session.net, session.algo, x, y)
     aligned = alignment_of_grad(session.net, session.algo, x, y)
     return {name: angle for name, (angle, _) in zip(session.net.names, aligned, strict=True)}
 
@@ -406,7 +478,8 @@ def log_step(session: Session, metrics: Metrics, report: Report, loss: float, y:
     for key, own in (("mismatch", mismatch), ("iterations", iterations)):
         of_all = {name: value for part in session.ranks.layers.gather(own) for name, value in part.items()}
         if of_all:
-            values[key] = {name: of_all[name] for name in session.net.names if name in of_all}
+            names = session.net.names if isinstance(session.net, Network) else sorted(of_all)
+            values[key] = {name: of_all[name] for name in names if name in of_all}
     metrics.write("train", session.progress.step, **values)
 
 

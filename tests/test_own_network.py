@@ -1,0 +1,104 @@
+"""A network of the user's own by the command line: train, resume, evaluate, compare, sweep; and what is refused."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from targetprop import cli
+from targetprop.training import config
+from targetprop.training.config import ConfigError
+
+CODE = """
+from torch import nn
+
+def make(in_shape, classes, width=16, norm=True):
+    size = in_shape[0] * in_shape[1] * in_shape[2]
+    middle = nn.LayerNorm(width) if norm else nn.Identity()
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, width), middle, nn.GELU(), nn.Linear(width, classes))
+
+def bad(in_shape, classes):
+    return nn.Flatten()
+
+def nothing(in_shape, classes):
+    return 3
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_models.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("own_models", None)
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+SHORT = ["--data.limit", "128", "--measure_every", "2", "--log_every", "1", "--device", "cpu"]
+
+
+def test_trains_resumes_evaluates_compares_and_sweeps(own):
+    name = ["--network.name", "own_models:make", "--network.options.width", "12"]
+    assert run("train", "digits-ldrl", *name, *SHORT, "--epochs", "2", "--out", "whole") == 0
+    assert "width: 12" in (own / "whole/config.yaml").read_text()
+    assert run("train", "digits-ldrl", *name, *SHORT, "--epochs", "2", "--steps", "2", "--out", "half") == 0
+    assert run("resume", "half", "--steps", "4") == 0
+    whole, half = (torch.load(own / f"{f}/last.pt", weights_only=False)["net"] for f in ("whole", "half"))
+    for key, value in whole.items():
+        assert torch.equal(value, half[key]), key
+    assert run("evaluate", "whole") == 0
+    assert run("train", "digits-backprop", *name, *SHORT, "--epochs", "2", "--out", "bp") == 0
+    assert run("compare", "whole", "bp", "--out", "picture.png") == 0
+    rows = [json.loads(line) for line in (own / "whole/metrics.jsonl").read_text().splitlines()]
+    angles = [row["angle"] for row in rows if "angle" in row]
+    assert angles
+    assert max(max(row.values()) for row in angles) < 1e-2
+    assert run("sweep", "digits-ldrl", *name, *SHORT, "--epochs", "1", "--seeds", "2", "--out", "sweep") == 0
+
+
+@pytest.mark.parametrize("rule", ["backprop", "ldrl", "feedback_alignment", "sign_symmetry"])
+@pytest.mark.parametrize("task", ["digits-resnet", "digits-vit"])
+def test_presets_of_modern_networks(own, task, rule):
+    assert run("train", f"{task}-{rule}", *SHORT, "--steps", "3", "--out", "run") == 0
+    assert f"cifar10-{'resnet20' if 'resnet' in task else 'vit'}-{rule}" in config.presets()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network.name", "own_models:bad"], "expected logits (2, 10)"),
+        (["--network.name", "own_models:nothing"], "made int, expected a torch.nn.Module"),
+        (["--network.name", "own_models:number"], "is int; expected a callable"),
+        (["--network.name", "own_models:none"], "cannot be imported"),
+        (["--network.name", "nowhere:make"], "cannot be imported"),
+        (["--network.name", "own_models:make", "--network.options.depth", "2"], "could not be made by make((1, 8, 8), 10, depth=2)"),
+        (["--network.name", "own_models:make", "--network.activation", "relu"], "a setting of paired networks"),
+        (["--network.options.width", "3"], "but no network.options; got width"),
+        (["--network.name", "vit", "--algorithm.solver", "sgd"], "needs a paired network; a plain one takes"),
+        (["--network.name", "vit", "--algorithm.name", "dtp", "--network.options.patch", "2"], "needs explicit passes"),
+        (["--network.name", "vit", "--network.options.patch", "3"], "patches of 3 do not tile"),
+        (["--network.options", "3"], "is no mapping"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_sentence(own, capsys, arguments, message):
+    preset = "digits-backprop" if "--algorithm.name" in arguments else "digits-ldrl"
+    if "--network.name" in arguments and "--algorithm.solver" not in arguments and "dtp" not in arguments:
+        arguments = [*arguments, "--algorithm.solver", "predictive"]
+    assert run("train", preset, *arguments, "--out", "run") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert not (own / "run").exists()
+
+
+def test_another_network_drops_the_settings_of_the_presets_own():
+    chosen = config.load("digits-vit-ldrl", [("network.name", "own_models:make"), ("network.options.width", "3")])
+    assert chosen.network.options == {"width": 3}
+    assert config.load("digits-ldrl", [("network.name", "vit")]).network.channels is None
+    with pytest.raises(ConfigError, match="unknown network.name 'vti'; did you mean 'vit'"):
+        config.load("digits-ldrl", [("network.name", "vti")])
