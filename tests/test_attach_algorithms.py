@@ -168,3 +168,36 @@ def test_gradients_accumulate_and_reach_the_loss_and_the_input():
     algo.backward(x, y)
     torch.testing.assert_close(model.weight.grad, 2 * once)
     assert len(forward_parameters(model)) == 2
+
+
+def test_alignment_of_an_attached_model():
+    model, x, loss = models.make("vit_encoder", torch.float32)  # with dropout, in training mode
+    feedback = tp.attach(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    found = tp.analysis.alignment(model, feedback, lambda model: loss(model(x)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert found.keys() == {name for name, p in model.named_parameters() if "feedback" not in name}
+    seen = {name: entry for name, entry in found.items() if "in_proj_bias" not in name}  # a key's bias has no gradient
+    assert max(entry.update_angle for entry in seen.values()) < 0.1
+    assert found["head.weight"].mismatch < 1e-4
+    assert found["stem.bias"].mismatch is None
+    feedback.detach()
+    wrong = tp.attach(model, rule="feedback_alignment")
+    model.head.requires_grad_(False)
+    found = tp.analysis.alignment(model, wrong, lambda model: loss(model(x)))
+    assert not any(name.startswith("head") for name in found)
+    assert max(entry.update_angle for entry in found.values()) > 5
+    with pytest.raises(TypeError, match=r"takes \(net, algorithm, x, y\) or \(model, feedback, loss_fn\), got str"):
+        tp.analysis.alignment(model, "ldrl", x)
+
+
+def test_alignment_of_a_chain_with_a_frozen_layer():
+    net = tp.networks.mlp((1, 4, 4), 3, (6, 5))
+    net.layers[1].theta.requires_grad_(False)
+    algo = algorithms.LDRL(net)
+    found = tp.analysis.alignment(net, algo, torch.randn(4, 1, 4, 4), torch.randint(3, (4,)))
+    assert len(found) == 3
+    assert found["fc_0"].update_angle < 10

@@ -77,7 +77,10 @@ def test_presets_of_modern_networks(own, task, rule):
         (["--network.name", "own_models:number"], "is int; expected a callable"),
         (["--network.name", "own_models:none"], "cannot be imported"),
         (["--network.name", "nowhere:make"], "cannot be imported"),
-        (["--network.name", "own_models:make", "--network.options.depth", "2"], "could not be made by make((1, 8, 8), 10, depth=2)"),
+        (
+            ["--network.name", "own_models:make", "--network.options.depth", "2"],
+            "by make((1, 8, 8), 10, depth=2)",
+        ),
         (["--network.name", "own_models:make", "--network.activation", "relu"], "a setting of paired networks"),
         (["--network.options.width", "3"], "but no network.options; got width"),
         (["--network.name", "vit", "--algorithm.solver", "sgd"], "needs a paired network; a plain one takes"),
@@ -100,5 +103,5 @@ def test_another_network_drops_the_settings_of_the_presets_own():
     chosen = config.load("digits-vit-ldrl", [("network.name", "own_models:make"), ("network.options.width", "3")])
     assert chosen.network.options == {"width": 3}
     assert config.load("digits-ldrl", [("network.name", "vit")]).network.channels is None
-    with pytest.raises(ConfigError, match="unknown network.name 'vti'; did you mean 'vit'"):
+    with pytest.raises(ConfigError, match=r"unknown network\.name 'vti'; did you mean 'vit'"):
         config.load("digits-ldrl", [("network.name", "vti")])

@@ -22,7 +22,6 @@ from targetprop.analysis import figures, tables
 from targetprop.data import SOURCES, DataError, catalogue, fetch
 from targetprop.experiments import bench, reproduce, scaling, sweep
 from targetprop.experiments.cells import Place
-from targetprop.networks import NETWORKS
 from targetprop.ranks import RankLost, Ranks
 from targetprop.training import checkpoint, config, launch, runner
 from targetprop.training.checkpoint import CheckpointError
@@ -232,7 +231,9 @@ def bench_command(args: argparse.Namespace, words: list[str]) -> None:
             raise ConfigError(f"--{key.replace('_', '-')} {getattr(args, key)} is too small; give at least {least}.")
     out = writable(args.out)
     dataset = catalogue.load(args.data, Path(args.data_dir) if args.data_dir else None)
-    shared = {key: getattr(args, key) for key in ("batch_size", "device", "precision", "memory_format", "threads", "lr")}
+    shared = {
+        key: getattr(args, key) for key in ("batch_size", "compiled", "device", "precision", "memory_format", "threads", "lr")
+    }
     settings = [bench.Setting(name, tuple(args.channels) if args.channels else None, **shared) for name in args.networks]
     if len(settings) > 1 and args.channels:
         raise ConfigError("--channels are those of one network; give one of --networks.")
@@ -411,7 +412,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default="comparison.png", help="the picture to write")
     p = add("bench", bench_command, "Time algorithms side by side: speed, memory, angle to the backprop gradient.")
     p.add_argument("contenders", nargs="*", default=["plain", "backprop", "ldrl", "untracked"], help=bench.describe())
-    p.add_argument("--networks", nargs="+", default=["simple_vgg"], choices=list(NETWORKS), help="what they train")
+    p.add_argument("--networks", nargs="+", default=["simple_vgg"], choices=list(bench.NETWORKS), help="what they train")
+    p.add_argument("--compiled", action="store_true", help="run plain and attach through torch.compile")
     p.add_argument("--channels", nargs="+", type=int, help="widths of the network, if there is one")
     p.add_argument("--batch-size", type=int, default=128)
     p.add_argument("--lr", type=float, default=0.05, help="of SGD with momentum 0.9 and weight decay 1e-4")

@@ -42,7 +42,8 @@ def draw_cost(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
         ax.axvline(1, color="black", lw=0.8, ls=":", label="backprop")
         measured = [row for row in rows if row["angle_max"]]
         for i, row in enumerate(measured):
-            most, mean = row["angle_max"], max(row["angle_mean"], 1e-3)
+            mean = max(row["angle_mean"], 1e-3)
+            most = max(row["angle_max"], mean)
             marker = "osD^v"[i // 10 % 5]
             ax.errorbar(
                 row["ratio"], mean, [[0], [most - mean]], marker=marker, capsize=3, color=f"C{i}", label=row["contender"]

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 
 from targetprop import networks, plain
 from targetprop.algorithms import LDRL, Backprop
-from targetprop.analysis.alignment import alignment_of_grad
+from targetprop.analysis.alignment import alignment_of_grad, attached_alignment
 from targetprop.analysis.figures import draw_cost
 from targetprop.analysis.tables import markdown, number
+from targetprop.attach import Feedback, attach
 from targetprop.data import Batches, Dataset
 from targetprop.feedback import PredictiveSolver, SGDSolver
-from targetprop.pairing import Network
+from targetprop.models import MODELS, CharGPT
 from targetprop.training import config
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import ConfigError, MemoryFormat, Precision
@@ -39,13 +41,22 @@ from targetprop.training.logging import environment
 
 PAPER_PRESETS = {"simple_vgg": "cifar10-vgg-ldrl-paper", "lenet": "cifar10-lenet-ldrl-paper"}
 CONTENDERS = {
-    "plain": "a plain PyTorch loop: nn.Sequential and loss.backward()",
+    "plain": "a plain PyTorch loop: the module and loss.backward()",
+    "attach": "the same loop with feedback attached (targetprop.attach): tracking and probes included",
     "backprop": "Backprop of this library",
     "ldrl": "L-DRL, defaults; settings of its solver as in ldrl:tolerance=0.05,probe_every=20",
     "untracked": "L-DRL without tracking; settings likewise",
     "paper": "L-DRL with the paper's solver, settings and mirror feedback",
 }
 
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **plain.NETWORKS,
+    "resnet18_bn": partial(plain.resnet18, batch_norm=True),
+    **MODELS,
+    "char_gpt": lambda in_shape, classes: CharGPT(65),
+}
+"""Plain modules to time; those of ``targetprop.networks`` among them can be paired too. "char_gpt" reads random characters."""
 
 FAST, SLOW = (10, 1000), (1, 3)
 """(steps per turn, turns at most): a turn of ten steps holds one probe of every layer; the paper's solver takes long."""
@@ -56,9 +67,10 @@ class Setting:
     """What the contenders train.
 
     Attributes:
-        network: one of the networks.
+        network: one of ``NETWORKS``.
         channels: its widths; default its own.
         batch_size: of training.
+        compiled: "plain" and "attach" run through torch.compile.
         device: "auto", "cpu", "cuda", ...
         precision: as in the configuration of a run.
         memory_format: likewise.
@@ -70,6 +82,7 @@ class Setting:
     network: str = "simple_vgg"
     channels: tuple[int, ...] | None = None
     batch_size: int = 128
+    compiled: bool = False
     device: str = "auto"
     precision: Precision = "float32"
     memory_format: MemoryFormat = "auto"
@@ -84,6 +97,7 @@ class Contender:
     Attributes:
         name: as given.
         net: its network; None for the plain loop.
+        algo: its algorithm, or the handle of an attached network.
         step: (x, y) ↦ one whole training step, returning iterations of its feedback solver.
         block: steps per turn.
         turns: how many turns it takes at most.
@@ -95,7 +109,7 @@ class Contender:
     """
 
     name: str
-    net: Network | None
+    net: Any
     algo: Any
     step: Callable[[Tensor, Tensor], int]
     block: int
@@ -153,24 +167,29 @@ def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int
     if kind == "paper" and setting.network not in PAPER_PRESETS:
         known = ", ".join(PAPER_PRESETS)
         raise ConfigError(f"the paper gives no solver settings for '{setting.network}'; time 'paper' on {known} only.")
+    if kind not in ("plain", "attach") and setting.network not in networks.NETWORKS:
+        raise ConfigError(f"'{kind}' needs a paired network, got '{setting.network}'; time 'plain' and 'attach' on it.")
     torch.manual_seed(0)
     widths: dict[str, Any] = {"channels": setting.channels} if setting.channels else {}
-    make = plain.NETWORKS if kind == "plain" else networks.NETWORKS
+    make = NETWORKS if kind in ("plain", "attach") else networks.NETWORKS
     feedback: dict[str, Any] = {"feedback": "mirror"} if kind == "paper" else {}
     net: Any = prepare(
         make[setting.network](in_shape, classes, **widths, **feedback), device, setting.precision, setting.memory_format
     )
     optimizer = torch.optim.SGD(net.parameters(), setting.lr, momentum=0.9, weight_decay=1e-4)
-    if kind == "plain":
-        return Contender(name, None, None, plain_step(net, optimizer), *FAST)
+    if kind in ("plain", "attach"):
+        feedback_of = attach(net, *example(setting, in_shape, device)) if kind == "attach" else None
+        if feedback_of is not None:
+            feedback_of.follow(optimizer)
+        run = torch.compile(net, fullgraph=True) if setting.compiled else net
+        return Contender(name, net if feedback_of else None, feedback_of, plain_step(run, optimizer), *FAST)
     if kind == "backprop":
         algo: Any = Backprop(net)
     elif kind == "paper":
         chosen = config.load(PAPER_PRESETS[setting.network])
-        paper_beta = {} if chosen.algorithm.beta is None else {"beta": chosen.algorithm.beta}
+        paper_beta: dict[str, Any] = {} if chosen.algorithm.beta is None else {"beta": chosen.algorithm.beta}
         algo = LDRL(net, solver=SGDSolver(**dataclasses.asdict(chosen.sgd)), **paper_beta)
     else:
-        paper_beta = {} if chosen.algorithm.beta is None else {"beta": chosen.algorithm.beta}
         algo = LDRL(net, solver=PredictiveSolver(tracking=kind == "ldrl", **settings))
 
     def step(x: Tensor, y: Tensor) -> int:
@@ -182,12 +201,29 @@ def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int
     return Contender(name, net, algo, step, *(SLOW if kind == "paper" else FAST))
 
 
-def plain_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], int]:
+def example(setting: Setting, in_shape: Sequence[int], device: torch.device) -> tuple[Tensor]:
+    """A batch of two like those it will train on."""
+    if setting.network == "char_gpt":
+        return (torch.zeros(2, CONTEXT, dtype=torch.long, device=device),)
+    return (torch.zeros(2, *in_shape, dtype=weight_dtype(setting.precision), device=device),)
+
+
+CONTEXT = 128
+"""Characters of a sample of "char_gpt"."""
+
+
+def mean_loss(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy over samples, and over positions where every one has logits."""
+    logits = net(x)
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
+
+
+def plain_step(net: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], int]:
     """A training step as anyone writes it."""
 
     def step(x: Tensor, y: Tensor) -> int:
         optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        mean_loss(net, x, y).backward()
         optimizer.step()
         return 0
 
@@ -196,8 +232,13 @@ def plain_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Te
 
 def stream(setting: Setting, dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end, flipped and cropped, on the device."""
+    if setting.network == "char_gpt":
+        generator = torch.Generator().manual_seed(0)
+        shape = (setting.batch_size, CONTEXT)
+        drawn = (torch.randint(65, shape, generator=generator).to(device) for _ in itertools.count())
+        return ((x, x.roll(-1, 1)) for x in drawn)
     images = dataclasses.replace(dataset.train, images=dataset.train.images.to(device), labels=dataset.train.labels.to(device))
-    net = plain.NETWORKS[setting.network](dataset.in_shape, dataset.classes)
+    net = NETWORKS[setting.network](dataset.in_shape, dataset.classes)
     batches = Batches(
         images,
         dataset.mean,
@@ -252,6 +293,11 @@ def race(contenders: Sequence[Contender], setting: Setting, dataset: Dataset, wa
             tell(contender.name, contender.block)
             if contender.net is not None and not isinstance(contender.algo, Backprop):
                 x, y = next(feed)
+                if isinstance(contender.algo, Feedback):
+                    loss = partial(mean_loss, x=x, y=y)
+                    found = attached_alignment(contender.net, contender.algo, loss)
+                    contender.angles.append([entry.update_angle for entry in found.values()])
+                    continue
                 contender.net.zero_grad()
                 contender.algo.backward(x, y)
                 aligned = alignment_of_grad(contender.net, contender.algo, x, y)
@@ -275,9 +321,12 @@ def _peak_memory(name: str, setting: Setting, in_shape: tuple[int, ...], classes
     F.conv2d(warm, torch.ones(2, 2, 3, 3))  # loads the kernels' libraries
     before = peak_resident()
     contestant = contender(name, setting, in_shape, classes, device)
-    form = layout(plain.NETWORKS[setting.network](in_shape, classes), setting.memory_format)
-    x = torch.randn(setting.batch_size, *in_shape, dtype=weight_dtype(setting.precision), device=device)
-    x, y = x.contiguous(memory_format=form), torch.randint(classes, (setting.batch_size,), device=device)
+    if setting.network == "char_gpt":
+        x = y = torch.randint(65, (setting.batch_size, CONTEXT), device=device)
+    else:
+        form = layout(NETWORKS[setting.network](in_shape, classes), setting.memory_format)
+        x = torch.randn(setting.batch_size, *in_shape, dtype=weight_dtype(setting.precision), device=device)
+        x, y = x.contiguous(memory_format=form), torch.randint(classes, (setting.batch_size,), device=device)
     for _ in range(steps if contestant.block > 1 else 1):
         contestant.step(x, y)
     if device.type == "cuda":
@@ -305,9 +354,9 @@ class Row:
         ms_low: lower quartile.
         ms_high: upper quartile.
         images_per_second: at the median.
-        ratio: of medians, to backprop; None without backprop.
+        ratio: of medians, to "backprop", or without it to "plain"; None without both.
         memory: peak, MiB; None if not measured.
-        memory_ratio: to backprop's.
+        memory_ratio: likewise.
         angle_max: degrees, the largest of all layers and measurements; None for backprop itself.
         angle_mean: likewise the mean.
         iterations: of the feedback solver per step, all layers together.
@@ -332,11 +381,12 @@ class Row:
 def rows(contenders: Sequence[Contender], memory: dict[str, float | None], batch_size: int) -> list[Row]:
     """The measurements, each beside backprop's."""
     medians = {c.name: statistics.median(c.times) for c in contenders}
+    reference = "backprop" if "backprop" in medians else "plain"
     found = []
     for c in contenders:
         low, _, high = statistics.quantiles(c.times, n=4) if len(c.times) > 1 else (c.times[0],) * 3
         angles = [angle for layers in c.angles for angle in layers]
-        base, own = memory.get("backprop"), memory.get(c.name)
+        base, own = memory.get(reference), memory.get(c.name)
         found.append(
             Row(
                 contender=c.name,
@@ -344,7 +394,7 @@ def rows(contenders: Sequence[Contender], memory: dict[str, float | None], batch
                 ms_low=1000 * low,
                 ms_high=1000 * high,
                 images_per_second=batch_size / medians[c.name],
-                ratio=medians[c.name] / medians["backprop"] if "backprop" in medians else None,
+                ratio=medians[c.name] / medians[reference] if reference in medians else None,
                 memory=own,
                 memory_ratio=own / base if own and base else None,
                 angle_max=max(angles) if angles else None,
@@ -404,7 +454,7 @@ def check(names: Sequence[str], setting: Setting, dataset: Dataset) -> None:
             net = contender(name, setting, dataset.in_shape, dataset.classes, device).net
             if net is not None:
                 with torch.no_grad():
-                    net(torch.zeros(1, *dataset.in_shape, dtype=weight_dtype(setting.precision), device=device))
+                    net(*example(setting, dataset.in_shape, device))
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
