@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -213,7 +215,9 @@ def test_the_table_names_maps_as_the_user_does():
     assert list(feedback.maps) == ["2"]  # the first layer reads data
     lines = repr(feedback).splitlines()
     assert lines[0].split() == ["map", "θ", "rule", "ω", "mismatch"]
-    assert lines[1].startswith("2    2×8  ldrl  tracked, probed")
+    assert lines[1].startswith("2    2×8  ldrl  probed")
+    feedback.follow(torch.optim.SGD(model.parameters(), 0.1))
+    assert repr(feedback).splitlines()[1].startswith("2    2×8  ldrl  tracked, probed")
 
 
 def test_only_and_skip_choose_by_name():
@@ -401,11 +405,13 @@ def test_probes_back_off_and_come_back():
     model = nn.Linear(8, 8)
     solver = PredictiveSolver(tolerance=0.01, probe_every=2, probe_every_at_most=16)
     feedback = tp.attach(model, solver=solver)
+    feedback.follow(torch.optim.SGD(model.parameters(), 0.0))
     probed = []
     for step in range(1, 100):
         feedback.step()
         if feedback.report:
             probed.append(step)
+    assert probed[0] == 2
     assert [b - a for a, b in itertools.pairwise(probed)] == [4, 8, *[16] * 5]
     with torch.no_grad():
         model.feedback_weight.zero_()
@@ -418,6 +424,32 @@ def test_probes_back_off_and_come_back():
         if feedback.report:
             gaps.append(step)
     assert gaps[0] == 1  # at once again after it had risen
+
+
+def test_without_an_optimizer_to_follow_probes_teach_alone():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    feedback = tp.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model(torch.randn(4, 4)).square().mean().backward()
+        optimizer.step()
+        feedback.step()
+        assert max(feedback.mismatch().values()) < 0.3
+    assert max(memory.probes for memory in feedback._memory.values()) > 5
+
+
+def test_feedback_that_nobody_teaches_is_said():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    tp.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    model(torch.randn(4, 4)).sum().backward()
+    model(torch.randn(4, 4)).sum().backward()  # accumulation says nothing
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"its feedback learns nothing: call feedback.follow\(optimizer\)"):
+        model(torch.randn(4, 4))
+    model(torch.randn(4, 4))
+    assert not model._forward_pre_hooks
 
 
 def test_a_loaded_plain_checkpoint_is_learned_at_the_next_step():
@@ -686,3 +718,13 @@ def test_omega_learns_on_several_correlations():
         feedback.step()
     assert feedback.mismatch()[""] < 0.7 * first
     assert tp.attach(nn.Linear(16, 8), solver=CoupledSolver()).mismatch()[""] < 0.02
+
+
+def test_importing_the_library_loads_torch_and_the_standard_library_alone():
+    code = (
+        "import sys, torch; before = set(sys.modules); import targetprop; "
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}; "
+        "print(*sorted(new - {name.split('.')[0] for name in before} - set(sys.stdlib_module_names)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["targetprop"]

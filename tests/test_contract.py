@@ -124,7 +124,7 @@ def test_no_graph_is_left_behind(case):
     before = tensors_with_graph()
     reports = [algo.backward(x, y) for _ in range(3)]
     gc.collect()
-    assert tensors_with_graph() == before
+    assert tensors_with_graph() <= before  # those of earlier tests may go
     assert not any(r.logits.requires_grad or r.loss.requires_grad for r in reports)
 
 

@@ -208,7 +208,7 @@ def test_drl_schedules():
         assert (net.layers[-1].omega - before).norm() > 1e-3
         results[schedule] = net.layers[0].theta.grad
     net, x, y = make("mlp")
-    alg.LDRL(net, solver=tp.feedback.Fixed()).backward(x, y)
+    alg.LDRL(net, beta=algo.beta, solver=tp.feedback.Fixed()).backward(x, y)
     torch.testing.assert_close(results["parallel"], net.layers[0].theta.grad)  # the targets came before ω moved
     assert (results["sequential"] - results["parallel"]).norm() > 1e-4
 

@@ -191,13 +191,12 @@ def test_an_optimizer_without_omega_is_noticed_once():
     algo = tp.algorithms.LDRL(net)
     opt = torch.optim.SGD(net.forward_parameters(), 0.05)
     algo.backward(x, y)
-    opt.step()
     with pytest.warns(UserWarning, match=r"net\.parameters\(\)"):
-        algo.backward(x, y)
-    opt.step()
+        opt.step()
+    algo.backward(x, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        algo.backward(x, y)
+        opt.step()
 
 
 def test_a_short_list_of_settings_is_refused():

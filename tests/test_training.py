@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,12 +87,8 @@ def test_every_preset_is_a_configuration_whose_network_fits_its_images(name):
     chosen = config.load(name)
     shapes = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28)}
     classes = 1000 if "imagenet" in name else 10
-    from targetprop import networks
-
-    given = {} if chosen.network.channels is None else {"channels": chosen.network.channels}
-    net = networks.NETWORKS[chosen.network.name](
-        shapes.get(chosen.data.name, (3, 32, 32)), classes, feedback=chosen.network.feedback, **given
-    )
+    images = SimpleNamespace(in_shape=shapes.get(chosen.data.name, (3, 32, 32)), classes=classes)
+    net = runner.build_network(chosen, images)
     runner.build_algorithm(chosen, net)
     if name.endswith("-paper"):
         feedback_layers = sum(layer.feedback_map is not None for layer in net.layers)
@@ -133,7 +130,10 @@ def test_a_yaml_file_may_start_from_a_preset(tmp_path):
         (["digits-ldrl", "oops"], "unexpected 'oops'"),
         (["digits-ldrl", "--device", "abacus"], "device=abacus is not available here"),
         (["digits-ldrl", "--network.activation", "ellu"], "unknown activation 'ellu'; did you mean 'elu'"),
-        (["digits-ldrl", "--network.name", "lenet"], "does not fit images of shape .1, 8, 8.: lenet takes 3 channels"),
+        (
+            ["digits-ldrl", "--network.name", "lenet", "--network.channels", "[32,64]"],
+            "does not fit images of shape .1, 8, 8.: lenet takes 3 channels",
+        ),
         (["mnist-lenet-ldrl", "--data-dir", "/nonexistent"], "targetprop data fetch mnist --data-dir /nonexistent"),
         (["nowhere.yaml"], "no such file: nowhere.yaml"),
     ],

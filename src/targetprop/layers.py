@@ -160,13 +160,10 @@ class Layer(nn.Module):
         own = [(parameter, gradient * scale) for parameter, gradient in learned]
         return self.map.correlate(e, trace.input, self.theta.shape).mul_(scale), bias, own
 
-    def accumulate(self, gradients: Gradients, tracking: bool = False) -> None:
-        """Add ``gradients`` to ``.grad`` of θ and b; when ``tracking``, θ's to that of ω as well."""
+    def accumulate(self, gradients: Gradients) -> None:
+        """Add ``gradients`` to ``.grad`` of θ and b."""
         gradient, bias, own = gradients
         if self.theta.requires_grad:
-            if tracking and self.feedback_map is not None:
-                # A copy: gradient clipping and loss scaling write into .grad.
-                accumulate(self.omega, gradient.clone())
             accumulate(self.theta, gradient)
         if self.bias is not None and bias is not None and self.bias.requires_grad:
             accumulate(self.bias, bias)

@@ -1,9 +1,11 @@
-"""Batch normalisation as a step of a stage: a scale per channel, fed back with the statistics of the clean pass frozen.
+"""Batch normalisation as a step of a stage, exact in training and in evaluation.
 
-y = γ·(c − μ)/√(v + ε) + b. In training μ and v are the batch's. Target propagation treats them as constants, with Jacobian
-γ/√(v + ε), as it does the winners of pooling: the part of backprop's gradient that goes through μ and v is left out. Updates
-are exact with running statistics (``net.eval()``) and stray from backprop's by that part in training. γ and b learn from the
-same local error.
+y = γ ĉ + b, ĉ = (c − μ)/√(v + ε). With running statistics the Jacobian is the scale γ/√(v + ε). In training μ and v are the
+batch's and move with c (Ioffe and Szegedy 2015); over the N values of a channel
+
+    J v  =  γ/√(v + ε) · (v − mean(v) − ĉ mean(ĉ v)),
+
+which is symmetric, so that it is its own transpose and its own matched feedback. γ and b learn from the same local error.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from targetprop.activations import Feedback
 from targetprop.maps import along, sum_to_bias
 
-Kept = tuple[Tensor, Tensor, Tensor]
+Kept = tuple[Tensor, Tensor, Tensor, bool]
 ParameterGradients = list[tuple[nn.Parameter, Tensor]]
 
 
@@ -32,6 +34,7 @@ class BatchNorm:
         m = self.module
         mean: Tensor
         inverse: Tensor
+        moving = m.training or m.running_mean is None
         if not m.training and m.running_mean is not None:
             mean, inverse = m.running_mean, (m.running_var + m.eps).rsqrt()
         else:
@@ -40,14 +43,14 @@ class BatchNorm:
             inverse = (variance + m.eps).rsqrt()
         scale = inverse if m.weight is None else inverse * m.weight
         shift = -mean * scale if m.bias is None else m.bias - mean * scale
-        return torch.addcmul(along(shift, 1, x.dim()), x, along(scale, 1, x.dim())), (x, mean, inverse)
+        return torch.addcmul(along(shift, 1, x.dim()), x, along(scale, 1, x.dim())), (x, mean, inverse, moving)
 
     def observe(self, saved: Kept) -> None:
         """Move the running statistics towards those of a training pass, as the module itself would."""
         m = self.module
         if not m.training or m.running_mean is None:
             return
-        x, mean, inverse = saved
+        x, mean, inverse, _ = saved
         count = x.numel() / x.shape[1]
         with torch.no_grad():
             m.num_batches_tracked += 1
@@ -57,12 +60,16 @@ class BatchNorm:
             m.running_var.lerp_((variance * count / max(1.0, count - 1)).to(m.running_var.dtype), rate)
 
     def jvp(self, saved: Kept, v: Tensor) -> Tensor:
-        """γ/√(v + ε) ⊙ v."""
-        _, _, inverse = saved
+        """J v, with the statistics moving in training."""
+        x, mean, inverse, moving = saved
         scale = inverse if self.module.weight is None else inverse * self.module.weight
+        if moving:
+            dims = [i for i in range(v.dim()) if i != 1]
+            normalised = (x - along(mean, 1, x.dim())) * along(inverse, 1, x.dim())
+            v = v - v.mean(dims, keepdim=True) - normalised * (normalised * v).mean(dims, keepdim=True)
         return v * along(scale, 1, v.dim())
 
-    # Diagonal: its own transpose, and its own matched feedback.
+    # Symmetric: its own transpose, and its own matched feedback.
     vjp = difference = jvp
 
     def lift(self, saved: Kept, t: Tensor, kind: Feedback) -> Tensor:
@@ -71,7 +78,7 @@ class BatchNorm:
 
     def gradients(self, saved: Kept, e: Tensor) -> ParameterGradients:
         """Those of ⟨e, y⟩ on γ and b."""
-        x, mean, inverse = saved
+        x, mean, inverse, _ = saved
         m = self.module
         if m.weight is None:
             return []

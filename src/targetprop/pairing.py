@@ -75,6 +75,42 @@ class Network(nn.Module):
         modules = [layer.forward_map for layer in self.layers]
         return tuple(f"{kinds.get(type(m), type(m).__name__.lower())}_{i}" for i, m in enumerate(modules))
 
+    source: tuple[nn.Module, Feedback] | None = None
+    """What ``pair`` made it of."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled and copied as the module it was made of, and its feedback."""
+        if self.source is None:
+            return super().__reduce_ex__(protocol)
+        feedback = [(p.detach(), p.requires_grad) for p in self.feedback_parameters()]
+        modes = [module.training for module in self.modules()]
+        dtype = next((layer.map.dtype for layer in self.layers if isinstance(layer.map, maps.Reduced)), None)
+        return rebuilt, self.source, {"feedback": feedback, "modes": modes, "dtype": dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up feedback, modes and products of the network that was pickled."""
+        if "feedback" not in state:
+            super().__setstate__(state)
+            return
+        for parameter, (value, learns) in zip(self.feedback_parameters(), state["feedback"], strict=True):
+            parameter.data = value
+            parameter.requires_grad_(learns)
+        for module, mode in zip(self.modules(), state["modes"], strict=True):
+            module.training = mode
+        if state["dtype"] is not None:
+            self.compute_in(state["dtype"])
+
+    def refuse_hooks(self) -> None:
+        """Explicit passes never call the modules, so what is hooked to them would not happen.
+
+        Raises:
+            PairingError: a module has a hook, or a weight that something computes.
+
+        """
+        for name, layer in zip(self.names, self.layers, strict=True):
+            for module in (layer.forward_map, *layer.norms):
+                refuse_hooked(name, module)
+
     def forward_parameters(self) -> Iterator[nn.Parameter]:
         """θ and b of every layer, and the parameters of its batch normalisation."""
         for layer in self.layers:
@@ -156,18 +192,68 @@ def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:
         ('fc_0', 'fc_1')
 
     """
+    refuse_reused(module)
     entry, blocks = chain(unroll(module, ""), feedback, reads_input=True)
     if not blocks:
         raise PairingError("the module holds no linear map; give it at least one nn.Linear or nn.Conv2d.")
     refuse_norm(entry, "the input")
-    return Network(blocks, entry, feedback)
+    net = Network(blocks, entry, feedback)
+    net.source = (module, feedback)
+    net.refuse_hooks()
+    return net
+
+
+def refuse_reused(module: nn.Module) -> None:
+    """A module with weights may stand in the network once.
+
+    Raises:
+        PairingError: one stands there twice.
+
+    """
+    seen: dict[int, str] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        if next(part.parameters(recurse=False), None) is None:
+            continue
+        if id(part) in seen:
+            raise PairingError(
+                f"layers '{seen[id(part)]}' and '{name}' are one module ({type(part).__name__}), whose shared weight explicit "
+                "passes would give two feedbacks; attach the nn.Sequential instead (targetprop.attach), which shares one."
+            )
+        seen[id(part)] = name
+
+
+def hooked(module: nn.Module) -> str | None:
+    """What a module does besides its forward: hooks, or a weight that something computes."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    for kind in kinds:
+        for hook in getattr(module, kind).values():
+            return f"the hook {getattr(hook, '__name__', type(hook).__name__)}"
+    if hasattr(module, "parametrizations"):
+        return "a parametrised weight"
+    return None
+
+
+def refuse_hooked(name: str, module: nn.Module) -> None:
+    """Raise the error of :meth:`Network.refuse_hooks` for one module."""
+    found = hooked(module)
+    if found is not None:
+        raise PairingError(
+            f"layer '{name}' ({type(module).__name__}) carries {found}, which explicit passes never run; attach the module "
+            "instead (targetprop.attach), which does, or take it away."
+        )
+
+
+def rebuilt(module: nn.Module, feedback: Feedback) -> Network:
+    """The network of an unpickled or copied module; its feedback comes with the state."""
+    return pair(module, feedback)
 
 
 def unroll(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of what a possibly nested ``nn.Sequential`` runs in turn."""
     if type(module) is nn.Sequential:
-        for name, child in module.named_children():
-            yield from unroll(child, f"{path}.{name}" if path else name)
+        for name, child in module._modules.items():  # named_children would drop the second use of a module
+            if child is not None:
+                yield from unroll(child, f"{path}.{name}" if path else name)
     else:
         yield path, module
 
@@ -224,6 +310,8 @@ def block_of(path: str, module: nn.Module, steps: list[Step], kind: Feedback, re
             arms.append(blocks)
         refuse_norm(steps, f"layer '{path}'")
         return Residual(*arms, steps, kind)  # type: ignore[arg-type]
+    if hasattr(module, "parametrizations"):
+        refuse_hooked(path, module)
     linear = maps.map_of(module)
     if linear is None:
         raise PairingError(

@@ -56,19 +56,7 @@ class Attached(Algorithm):
             for optimizer in self._followed:
                 self.feedback.follow(optimizer)
         logits = self._forward(x)
-        loss = self.loss(logits, y)
-        alone = self.ranks.data.size == 1
-        parameters = [p for p in forward_parameters(self.net) if p.requires_grad]
-        before = [] if alone else [p.grad for p in parameters]
-        for p in [] if alone else parameters:
-            p.grad = None
-        loss.backward()
-        loss = loss.detach()
-        if not alone:
-            self.average(loss, *(p.grad for p in parameters))
-            for p, grad in zip(parameters, before, strict=True):
-                if grad is not None:
-                    p.grad = grad if p.grad is None else grad.add_(p.grad)
+        loss = self.carry(self.loss(logits, y), [p for p in forward_parameters(self.net) if p.requires_grad])
         return Report(loss, logits.detach(), dict(self.feedback.report) if self.feedback else {})
 
     def follow(self, optimizer: Any) -> None:

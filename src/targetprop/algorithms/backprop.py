@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms.base import Algorithm, Loss, Report
-from targetprop.layers import accumulate
 from targetprop.pairing import Network
 
 
@@ -34,12 +33,8 @@ class Backprop(Algorithm):
 
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Add the gradient of the batch-mean loss to ``.grad`` of θ."""
+        self.check(x)
         logits = self._forward(x)
-        loss = self.loss(logits, y)
         parameters = [p for p in self.net.forward_parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters)
-        loss = loss.detach()
-        self.average(loss, *gradients)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            accumulate(parameter, gradient)
+        loss = self.carry(self.loss(logits, y), parameters)
         return Report(loss, logits.detach())

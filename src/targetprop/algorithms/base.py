@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class Report:
     loss: Tensor
     logits: Tensor
     feedback: dict[str, FeedbackReport] = field(default_factory=dict)
+
+
+def several_processes() -> bool:
+    """Whether torch.distributed runs with more than one process."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 class Algorithm(ABC):
@@ -138,17 +144,70 @@ class Algorithm(ABC):
             )
         self.ranks = ranks
 
+    def check(self, x: Tensor) -> None:
+        """Refuse a batch that explicit passes would get wrong without a word.
+
+        Raises:
+            ValueError: no samples; an input that needs a gradient; half-precision weights or autocast; a hooked module.
+
+        """
+        if len(x) == 0:
+            raise ValueError(f"a batch of shape {tuple(x.shape)} has no samples to learn from; leave it out.")
+        if x.requires_grad:
+            raise ValueError(
+                "the input needs a gradient, which explicit passes do not compute; give x.detach(), or attach the plain "
+                "module (targetprop.attach) and keep loss.backward()."
+            )
+        short = next((p.dtype for p in self.net.parameters() if torch.finfo(p.dtype).bits < 32), None)
+        if short is not None or torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"explicit passes need weights in float32 or float64 and no autocast, got {short or 'autocast'}; call "
+                "net.compute_in(torch.bfloat16) for products in a short format, or attach the plain module instead."
+            )
+        self.net.refuse_hooks()
+        if self.ranks.world.size == 1 and not self._told and several_processes():
+            self._told = True
+            warnings.warn(
+                f"{type(self).__name__} trains alone while {torch.distributed.get_world_size()} processes run, so gradients "
+                "are not averaged; call algo.distribute(targetprop.ranks.mesh()).",
+                stacklevel=4,
+            )
+
+    _told = False
+    _mean = False
+
+    def check_mean(self, logits: Tensor, y: Tensor) -> None:
+        """Refuse a summed loss, on the first batch."""
+        if not self._mean:
+            refuse_sum(self.loss, logits.detach(), y)
+            self._mean = True
+
+    def carry(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """``loss.backward()``, the gradients of ``parameters`` averaged like the loss, which is returned without its graph."""
+        alone = self.ranks.data.size == 1
+        before = [p.grad for p in parameters]
+        for p in [] if alone else parameters:
+            p.grad = None
+        loss.backward()
+        loss = loss.detach()
+        if not alone:
+            self.average(loss, *(p.grad for p in parameters))
+            for p, grad in zip(parameters, before, strict=True):
+                if grad is not None:
+                    p.grad = grad if p.grad is None else grad.add_(p.grad)
+        return loss
+
     def average(self, loss: Tensor, *gradients: Tensor | None) -> None:
         """Replace batch means of this process's part, and running statistics, by those of the whole batch, in place."""
         if self.ranks.data.size > 1:  # alone, a step does not look for statistics
             statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
             self.ranks.data.mean_(loss, *gradients, *statistics)
 
-    def accumulate(self, loss: Tensor, learned: Sequence[Gradients], tracking: bool = False) -> None:
+    def accumulate(self, loss: Tensor, learned: Sequence[Gradients]) -> None:
         """Add the layers' gradients to ``.grad``, averaged like ``loss`` over all parts of the batch."""
         self.average(loss, *(value for gradients in learned for value in tensors_of(gradients)))
         for layer, gradients in zip(self.net.layers, learned, strict=True):
-            layer.accumulate(gradients, tracking)
+            layer.accumulate(gradients)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the algorithm remembers between calls beside the network's weights."""
@@ -196,8 +255,28 @@ def output_error(loss: Loss, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         value = loss(leaf, y)
-    (gradient,) = torch.autograd.grad(value, leaf)
+    value.backward()  # parameters of the loss itself, which the layers do not see, get their gradient too
+    gradient: Any = leaf.grad
     return value.detach(), gradient * len(logits)
+
+
+def refuse_sum(loss: Loss, logits: Tensor, y: Tensor) -> None:
+    """Refuse a loss that is no batch mean: β would be as many times too large as there are samples.
+
+    Raises:
+        ValueError: the loss of the batch taken twice is twice that of the batch.
+
+    """
+    try:
+        with torch.no_grad():
+            once, twice = (float(loss(torch.cat([logits] * n), torch.cat([y] * n))) for n in (1, 2))
+    except (RuntimeError, ValueError, TypeError, IndexError):  # a loss of a fixed number of samples cannot be asked
+        return
+    if abs(twice - 2 * once) < 1e-3 * abs(once) and abs(once) > 0:
+        raise ValueError(
+            f"the loss of a batch taken twice is {twice:.4g}, twice that of the batch, {once:.4g}: it is a sum, and targets "
+            "need the batch mean; use reduction='mean'."
+        )
 
 
 def check_beta(beta: float) -> float:

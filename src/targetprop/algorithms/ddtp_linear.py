@@ -69,6 +69,7 @@ class DDTPLinear(Algorithm):
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Train the direct feedback on the batch, then add the layers' gradients to ``.grad``."""
+        self.check(x)
         logits, traces = self._trace(x)
         leaves = self.net.leaf_traces(traces)
         loss, error = output_error(self.loss, logits, y)

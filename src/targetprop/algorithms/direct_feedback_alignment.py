@@ -36,6 +36,7 @@ class DirectFeedbackAlignment(Algorithm):
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Add the layers' gradients to ``.grad``."""
+        self.check(x)
         logits, traces = self._trace(x)
         loss, error = output_error(self.loss, logits, y)
         error = error / len(error)

@@ -114,6 +114,7 @@ class DRL(LDRL):
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """As L-DRL; with the parallel schedule (a) comes last."""
+        self.check(x)
         logits, traces = self._trace(x)
         leaves = self.net.leaf_traces(traces)
         feedback = self.reconstruct(leaves) if self.schedule == "sequential" else None

@@ -15,3 +15,4 @@ class DTP(LDRL):
     """
 
     default_solver = ReconstructionSolver
+    default_beta = 0.1

@@ -42,6 +42,7 @@ class FeedbackAlignment(Local):
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Train the feedback path, if it learns, then add the layers' gradients to ``.grad``."""
+        self.check(x)
         logits, traces = self._trace(x, not self.solver.reads_output)
         feedback = self.train_feedback(self.net.leaf_traces(traces))
         loss, error = output_error(self.loss, logits, y)

@@ -11,6 +11,8 @@ from targetprop.pairing import Network
 class FixedWeightDTP(LDRL):
     """FW-DTP (Shibuya et al. 2023): difference-corrected targets through ω as initialised; (a) does nothing."""
 
-    def __init__(self, net: Network, beta: float = 0.1, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
+    def __init__(
+        self, net: Network, beta: float | None = None, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0
+    ):
         """As for L-DRL, without a solver and without noise."""
         super().__init__(net, beta, Fixed(), loss=loss, label_smoothing=label_smoothing)

@@ -35,13 +35,15 @@ class LDRL(Local):
     rule = "ldrl"
 
     default_solver: Callable[[], Solver] = PredictiveSolver
+    default_beta = 0.01
+    """Small: what a finite nudge adds to the gradient grows with the weights; 0.1 diverged in long runs (docs/results.md)."""
     reads_output = False
     """Whether ``feed_back`` reads the values of ``trace.output`` where no stage follows the linear map."""
 
     def __init__(
         self,
         net: Network,
-        beta: float = 0.1,
+        beta: float | None = None,
         solver: Solver | None = None,
         seed: int = 0,
         loss: str | Loss = "cross_entropy",
@@ -51,7 +53,7 @@ class LDRL(Local):
 
         Args:
             net: the network.
-            beta: β > 0.
+            beta: β > 0; default that of the class, here 0.01.
             solver: default that of the class, here ``PredictiveSolver()``.
             seed: of the noise that trains the feedback.
             loss: as for every algorithm.
@@ -62,7 +64,7 @@ class LDRL(Local):
 
         """
         super().__init__(net, self.default_solver() if solver is None else solver, seed, loss, label_smoothing)
-        self.beta = check_beta(beta)
+        self.beta = check_beta(self.default_beta if beta is None else beta)
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
@@ -70,8 +72,11 @@ class LDRL(Local):
 
         With a tracking solver ω receives the same increments of ``.grad`` as its θ.
         """
-        logits, traces = self._trace(x, not (self.reads_output or self.solver.reads_output))
+        self.check(x)
+        own = type(self).learn is not LDRL.learn or type(self).feed_back is not LDRL.feed_back  # may read any output
+        logits, traces = self._trace(x, not (own or self.reads_output or self.solver.reads_output))
         feedback = self.train_feedback(self.net.leaf_traces(traces))  # (a)
+        self.check_mean(logits, y)
         loss, error = output_error(self.loss, logits, y)
         learned = self._targets(traces, -self.beta * error, self.learn, self.feed_back)  # (b), (c)
         self.accumulate(loss, learned)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from targetprop.algorithms.base import Algorithm, Loss, generator_on
 from targetprop.algorithms.sharing import Sharing
-from targetprop.algorithms.tracking import TrackingWatch
+from targetprop.algorithms.tracking import Tracking
 from targetprop.feedback import FeedbackReport, Solver
-from targetprop.layers import Gradients, Layer, Trace
+from targetprop.layers import Layer, Trace
 from targetprop.pairing import Network
 from targetprop.ranks import Ranks
 from targetprop.streams import Beside, Reading
@@ -41,7 +41,7 @@ class Local(Algorithm):
         self.feedback_state: dict[str, dict[str, Any]] = {name: {} for name in self._trained}
         self.generators = {name: generator_on(device, seed, i) for i, name in enumerate(self._trained)}
         self._sharing = Sharing(self.ranks, self._trained)
-        self._watch = TrackingWatch(net) if solver.tracking else None
+        self._tracking = Tracking(net) if solver.tracking else None
         self._reading = Reading({})
         self._trace, self._targets = net.trace, net.targets
 
@@ -50,16 +50,8 @@ class Local(Algorithm):
         super().distribute(ranks)
         self._sharing = Sharing(ranks, self._trained)
 
-    def accumulate(self, loss: Tensor, learned: Sequence[Gradients], tracking: bool = False) -> None:
-        """As for every algorithm; with a tracking solver ω gets the gradients of θ as well."""
-        super().accumulate(loss, learned, tracking or self.solver.tracking)
-        if self._watch:
-            self._watch.record()
-
     def train_feedback(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
         """One call of the solver for every layer with feedback that is this process's; the layers are independent."""
-        if self._watch:
-            self._watch.check()
         self.settle()
         reports: dict[str, FeedbackReport] = {}
         device, traces = leaves[0][1].input.device, dict(zip(self.net.names, leaves, strict=True))

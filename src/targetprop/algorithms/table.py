@@ -166,7 +166,9 @@ TABLE = (
         "2/3",
     ),
     Properties("WeightMirror", "error", "correlation of noise and response", "yes", "no", "no", "probes, errors", "1 + 2/3 K"),
-    Properties("SignSymmetry", "error", "|ω| ⊙ sign(θ) (Liao et al. 2016)", "yes", "signs", "yes: signs", "errors", "1"),
+    Properties(
+        "SignSymmetry", "error", "sizes of ω, signs of θ (Liao et al. 2016)", "yes", "signs", "yes: signs", "errors", "1"
+    ),
     Properties("KolenPollack", "error", "increments and decay of θ", "yes", "no", "shared increments", "errors", "1"),
 )
 

@@ -1,35 +1,82 @@
-"""Notices an optimizer that was given θ but not the ω that should follow it."""
+"""Tracking for explicit passes: within any optimizer's step, ω has the gradient of its θ.
+
+The finished gradient counts: accumulated, clipped, unscaled. It is copied when a step begins and taken away when it ends, so
+that no norm and no scaler ever sees a gradient of ω. Hooks of all torch optimizers do it, since users of ``algo.backward``
+tell the algorithm nothing of theirs; a network counts as long as an algorithm that tracks lives.
+"""
 
 from __future__ import annotations
 
 import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from targetprop.pairing import Network
 
+_living: weakref.WeakSet[Tracking] = weakref.WeakSet()
+_hooked: list[Any] = []
 
-class TrackingWatch:
-    """Compares how often θ and ω were written between two calls of ``backward``.
 
-    Tracking (Kolen–Pollack; Akrout et al. 2019) needs the optimizer to move both by the same rule.
-    """
+class Tracking:
+    """One network whose ω follow θ (Kolen and Pollack 1994; Akrout et al. 2019); keep it alive as long as they should."""
 
     def __init__(self, net: Network):
-        """Watch the last layer with feedback."""
-        watched = [layer for layer in net.layers if layer.feedback_map is not None]
-        self._pair = (watched[-1].theta, watched[-1].omega) if watched else ()
-        self._seen: list[int] = []
+        """Follow the layers of ``net`` that have feedback."""
+        self.layers = [layer for layer in net.layers if layer.feedback_map is not None]
+        self.warned = False
+        _living.add(self)
+        if not _hooked:
+            _hooked.append(register_optimizer_step_pre_hook(begin))
+            _hooked.append(register_optimizer_step_post_hook(end))
 
-    def record(self) -> None:
-        """Remember the present state, at the end of ``backward``."""
-        self._seen = [weight._version for weight in self._pair]
+    def pairs(self, optimizer: Optimizer) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """(θ, ω) that the optimizer moves; says once that it moves θ alone, if it does."""
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for layer in self.layers:
+            if id(layer.omega) in known:
+                yield layer.theta, layer.omega
+            elif id(layer.theta) in known and layer.theta.requires_grad and not self.warned:
+                self.warned = True
+                warnings.warn(
+                    "tracking is on but the optimizer moves the forward weights only, so the feedback weights fall behind "
+                    "between probes; give it net.parameters(), or use a solver with tracking=False.",
+                    stacklevel=6,
+                )
 
-    def check(self) -> None:
-        """Warn once if θ was written since ``record`` and ω was not."""
-        moved = [weight._version != seen for weight, seen in zip(self._pair, self._seen, strict=False)]
-        if moved == [True, False]:
-            self._pair = ()
-            warnings.warn(
-                "tracking is on but the optimizer moves the forward weights only, so the feedback weights fall behind "
-                "between probes; give it net.parameters(), or use a solver with tracking=False.",
-                stacklevel=5,
-            )
+
+def begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+    """Copy gradients now, or after each call of a closure that makes them."""
+    if not _living:
+        return None
+    closure: Callable[[], Any] | None = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        copy(optimizer)
+        return None
+
+    def then_copied() -> Any:
+        found = closure()
+        copy(optimizer)
+        return found
+
+    if "closure" in kwargs:
+        return args, kwargs | {"closure": then_copied}
+    return (*args[:1], then_copied, *args[2:]), kwargs
+
+
+def copy(optimizer: Optimizer) -> None:
+    """∇ω := ∇θ."""
+    for tracking in list(_living):
+        for theta, omega in tracking.pairs(optimizer):
+            omega.grad = None if theta.grad is None else theta.grad.detach().clone()
+
+
+def end(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Take them away."""
+    for tracking in list(_living):
+        for _, omega in tracking.pairs(optimizer):
+            omega.grad = None

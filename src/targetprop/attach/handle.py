@@ -180,6 +180,7 @@ class Feedback:
         self._followed: list[tracking.Step] = []
         self._first: coverage.FirstPass | None = None
         self._broadcast: Any = None
+        self._reminder: tracking.Reminder | None = None
         self.sites: list[Site] = []
         self._modules, left_out = self._take(only, skip, gains, beta)
         if not self._modules:
@@ -199,6 +200,9 @@ class Feedback:
             self._grow(shapes, last)
             self._memory = {site.name: Memory() for site in self._learners()}
             self._calibrate()
+            watched = next((s for s in self._learners() if s.theta is not None and not s.frozen), None)
+            if watched is not None and (self._tracks or not isinstance(solver, Fixed)):
+                self._reminder = tracking.Reminder(model, watched.module, watched.layout.weight, self._link)
         except BaseException:
             self.detach()
             raise
@@ -337,8 +341,8 @@ class Feedback:
         return not self.rule.direct and (self.rule.tracks or getattr(self.solver, "tracking", False))
 
     def _tracked(self, site: Site) -> bool:
-        """Whether a map's ω gets the increments of its θ."""
-        return self._tracks and site.theta is not None and not site.frozen
+        """Whether a map's ω gets the increments of its θ: an optimizer is followed, and θ is a parameter that learns."""
+        return self._tracks and bool(self._followed) and site.theta is not None and not site.frozen
 
     def _calibrate(self) -> None:
         """Bring every ω under the solver's tolerance, from noise alone."""
@@ -375,12 +379,13 @@ class Feedback:
         maximum; one that is over is corrected, and probed soon again. Weights loaded without their ω are probed at once.
         """
         self.steps += 1
+        self._forget_reminder()
         if self._link.stale and not isinstance(self.solver, Fixed):
             for memory in self._memory.values():
                 memory.wait, memory.mismatch = 0, math.inf
         self._link.stale = False
         report = {}
-        for index, site in enumerate(self._learners()):
+        for site in self._learners():
             self._redraw(site)
             memory = self._memory[site.name]
             settled = site.frozen and memory.mismatch <= getattr(self.solver, "tolerance", -1)
@@ -390,7 +395,6 @@ class Feedback:
                 if not self._calibrated(site):
                     memory.wait = 1
                     continue
-                memory.wait += index % max(1, memory.interval)  # so that the maps are not all due in one step
             else:
                 probe: Any = site.probe()
                 seed = mixed(self.seed, key_of(site.name), memory.probes)
@@ -441,7 +445,17 @@ class Feedback:
         if self.rule.tracks and count:
             tracking.warn_without_decay(inner)
         self._followed.append(tracking.Step(inner, self._pairs, self._after, self._link.beta is not None))
+        self._forget_reminder()
+        for index, site in enumerate(self._learners()):
+            memory, interval = self._memory[site.name], getattr(self.solver, "probe_every", 1)
+            if self._tracked(site) and memory.probes and memory.wait < NEVER:
+                memory.interval, memory.wait = interval, interval + index % interval  # not all in one step
         return optimizer
+
+    def _forget_reminder(self) -> None:
+        if self._reminder is not None:
+            self._reminder.remove()
+            self._reminder = None
 
     def _after(self, optimizer: Any) -> None:
         """With several optimizers the first one's steps count."""
@@ -479,7 +493,7 @@ class Feedback:
             step.remove()
             tracking.leave(step.optimizer, [site.omega for site in self.sites if site.omega is not None])
         self._followed = []
-        for handle in (self._first, self._broadcast):
+        for handle in (self._first, self._broadcast, self._reminder):
             if handle is not None:
                 handle.remove()
         for module in self._modules.values():

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -75,7 +74,9 @@ class Site:
         full = whole(omega.detach())
         part = self.layout.of(full)
         part.copy_(learned if self.layout.form == "field" else self.layout.restore(learned, part.shape))
-        if isinstance(omega, DTensor):
+        if is_sharded(omega):
+            from torch.distributed.tensor import distribute_tensor
+
             sharded: Any = distribute_tensor(full, omega.device_mesh, omega.placements)
             cast(Any, omega.detach()).to_local().copy_(sharded.to_local())
 
@@ -89,7 +90,12 @@ class Site:
 
 def whole(tensor: Any) -> Tensor:
     """A tensor without its sharding."""
-    return cast(Any, tensor.detach()).full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor; told by its mesh, since importing the class takes long."""
+    return hasattr(tensor, "device_mesh")
 
 
 def recompute(module: nn.Module) -> None:

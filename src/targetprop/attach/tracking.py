@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from targetprop.attach.modules import Link
+
 Pairs = Callable[[], Iterable[tuple[nn.Parameter, nn.Parameter]]]
 """The current (θ, ω) of all tracked maps."""
 
@@ -115,6 +117,36 @@ class Step:
         """Follow no more."""
         for handle in self.handles:
             handle.remove()
+
+
+class Reminder:
+    """A hook that says once that weights move while ω does not: neither ``follow`` nor ``step`` was called."""
+
+    def __init__(self, model: nn.Module, module: nn.Module, name: str, link: Link):
+        """Watch the weight ``name`` of ``module`` before each training pass of ``model``."""
+        self.module, self.name, self.link, self.seen = module, name, link, None
+        self.handle = model.register_forward_pre_hook(self.look)
+
+    def look(self, model: nn.Module, args: tuple) -> None:
+        """Compare how often the weight has been written."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact or not model.training:
+            return
+        weight = self.module._parameters.get(self.name)
+        if weight is None:
+            return
+        if self.seen is not None and weight._version > self.seen:
+            self.remove()
+            warnings.warn(
+                "the weights of an attached model move but its feedback learns nothing: call feedback.follow(optimizer) once, "
+                "or feedback.step() after every step.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.seen = weight._version
+
+    def remove(self) -> None:
+        """Unhook."""
+        self.handle.remove()
 
 
 def scaled() -> bool:

@@ -49,7 +49,7 @@ def correction(
     if gram is not None:
         step = torch.cholesky_solve(step.to(e.dtype).T, torch.linalg.cholesky_ex(gram)[0]).T
     else:
-        step = step.div_(use.counts * samples + use.fan_in)
+        step = step.div_(use.counts * samples + use.energy * use.fan_in)
     # A layer whose weights are all zero has response 0 and nothing to match.
     return step, (missed / whole.clamp_min(torch.finfo(e.dtype).tiny)).sqrt()
 
@@ -103,8 +103,10 @@ class PredictiveSolver:
         """Probe and correct ω, if a probe is due."""
         if "counts" not in state:
             use = taps(layer, trace.input)
-            state.update(batches=0, counts=use.counts, positions=use.positions, fan_in=use.fan_in, mismatch=math.inf)
-        use = Taps(state["counts"], state["positions"], state["fan_in"])
+            state.update(
+                batches=0, counts=use.counts, positions=use.positions, fan_in=use.fan_in, energy=use.energy, mismatch=math.inf
+            )
+        use = Taps(**{name: state[name] for name in ("counts", "positions", "fan_in", "energy")})
         samples = use.samples(self.oversampling, self.max_samples)
         contraction = 0.0 if solvable(layer, use, samples) else use.contraction(samples)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from targetprop.layers import Layer, Trace
+from targetprop.maps import AutogradMap
 from targetprop.pooling import memory_format
 from targetprop.ranks import ALONE, Group
 
@@ -98,16 +99,18 @@ class Taps:
     """How the weights of a linear map are used by one sample.
 
     Attributes:
-        counts: D, how many outputs each weight feeds: fewer where a kernel tap often meets padding. Shaped to broadcast
-            against ω.
+        counts: c²D, with D how many outputs each weight feeds: fewer where a kernel tap often meets padding. Shaped to
+            broadcast against ω.
         positions: outputs per output channel.
         fan_in: d, mean number of weights that feed an output, k²·C_in without padding.
+        energy: c², where the map scales its weights, A_w = c·(unscaled): equalised learning rates, muP.
 
     """
 
     counts: Tensor
     positions: int
     fan_in: float
+    energy: float = 1.0
 
     def samples(self, oversampling: float, maximum: int) -> int:
         """How many samples of noise give ``oversampling``·d positions, at most ``maximum``."""
@@ -122,10 +125,27 @@ def taps(layer: Layer, x: Tensor) -> Taps:
     """The taps of the layer's linear map at inputs like x; θ and ω are not read."""
     one = torch.ones_like(x[:1])
     outputs = torch.ones_like(layer.map.apply(one, torch.zeros_like(layer.omega)))
-    counts = layer.map.correlate(outputs, one, layer.omega.shape)
-    fan_in = counts.sum().item() / outputs.numel()
+    scale = coefficient(layer, one)
+    counts = layer.map.correlate(outputs, one, layer.omega.shape)  # c·D
+    fan_in = counts.sum().item() / outputs.numel() / scale
+    counts = counts * scale
     for dim in range(counts.dim()):
         first = counts.narrow(dim, 0, 1)
         if torch.equal(first.expand_as(counts), counts):
             counts = first
-    return Taps(counts.clone(), outputs.numel() // layer.omega.shape[0], fan_in)
+    return Taps(counts.clone(), outputs.numel() // layer.omega.shape[0], fan_in, scale**2)
+
+
+def coefficient(layer: Layer, one: Tensor) -> float:
+    """c of a map c·(unscaled), measured: what one input alone sends to an output through weights of 1."""
+    if not isinstance(layer.map, AutogradMap):
+        return 1.0  # a convolution or a dense map of torch's own
+    ones = torch.ones_like(layer.omega)
+    for place in torch.linspace(0, one.numel() - 1, 16).long().tolist():  # a stride may skip some inputs
+        impulse = torch.zeros_like(one).flatten()
+        impulse[place] = 1
+        answer = layer.map.apply(impulse.view_as(one), ones).flatten()
+        largest = answer[answer.abs().argmax()].item()
+        if largest != 0:
+            return largest
+    return 1.0
