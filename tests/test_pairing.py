@@ -33,11 +33,19 @@ def test_parameters_are_forward_and_feedback(name):
     assert len(net.leaf_traces(traces)) == len(net.layers) == len(net.names)
 
 
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 2)
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
         (nn.Sequential(nn.Linear(3, 3), nn.Bilinear(3, 3, 3)), r"'1' \(Bilinear\) has no feedback; register"),
         (nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Dropout())), r"'1\.0' \(Dropout\)"),
+        (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), r"'1' \(LayerNorm\) is nothing that explicit passes know"),
+        (Own(), r"through an nn.Sequential of layers, got Own; .* targetprop.attach\(model\)"),
         (nn.Sequential(nn.ReLU()), "no linear map"),
         (nn.Sequential(nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d((None, 1))), "both output sizes"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(3, 3)), "start at dimension 1"),

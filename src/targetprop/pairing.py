@@ -314,8 +314,20 @@ def block_of(path: str, module: nn.Module, steps: list[Step], kind: Feedback, re
         refuse_hooked(path, module)
     linear = maps.map_of(module)
     if linear is None:
+        own = type(module).__name__
+        if not path:
+            raise PairingError(
+                f"explicit passes run through an nn.Sequential of layers, got {own}; give pair one, or keep the module "
+                "as it is and train it by targetprop.attach(model)."
+            )
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1:
+            raise PairingError(
+                f"layer '{path}' ({own}) has no feedback; register its linear map with targetprop.register({own}, ...), leave "
+                "it out, or use targetprop.attach(model), which takes any module."
+            )
         raise PairingError(
-            f"layer '{path}' ({type(module).__name__}) has no feedback; register its linear map with "
-            f"targetprop.register({type(module).__name__}, ...) or leave it out."
+            f"layer '{path}' ({own}) is nothing that explicit passes know; leave it out, or use targetprop.attach(model), "
+            "which takes any module."
         )
     return Layer(module, linear, steps, kind, feedback=not reads_input)

@@ -18,7 +18,7 @@ PRODUCTS = {
     "baddbmm", "einsum", "tensordot", "kron", "multi_dot", "chain_matmul", "bilinear", "conv1d", "conv2d", "conv3d",
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution", "conv_tbc", "lstm", "gru",
     "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "scaled_dot_product_attention",
-    "multi_head_attention_forward",
+    "multi_head_attention_forward", "grouped_mm", "_grouped_mm", "scaled_grouped_mm", "scaled_mm", "_scaled_mm",
 }  # fmt: skip
 """Functions of torch that multiply a signal by a weight other than elementwise."""
 

@@ -9,10 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 from targetprop.feedback.memory import Memory
-from targetprop.feedback.patches import Probe
+from targetprop.feedback.patches import Patch, Probe
 from targetprop.feedback.solver import FeedbackReport, State, Taps, noise_like, taps
 from targetprop.layers import Layer, Trace
-from targetprop.maps import DenseMap, Reduced
+from targetprop.maps import Conv2dMap, DenseMap, LinearMap, Reduced
 from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
 
@@ -52,6 +52,29 @@ def correction(
         step = step.div_(use.counts * samples + use.energy * use.fan_in)
     # A layer whose weights are all zero has response 0 and nothing to match.
     return step, (missed / whole.clamp_min(torch.finfo(e.dtype).tiny)).sqrt()
+
+
+def unreduced(layer: Layer) -> LinearMap:
+    """The layer's map in the format of its weights."""
+    return layer.map.inner if isinstance(layer.map, Reduced) else layer.map
+
+
+def corrected(
+    layer: Layer, omega: Tensor, use: Taps, trace: Trace, samples: int, state: State, generator: Generator, peers: Group
+) -> tuple[Tensor, Tensor]:
+    """Δω and the mismatch before it: exact by a patch probe for convolutions and dense maps, one step for other maps.
+
+    A patch probe is the same on all peers, whatever part of the batch is theirs. Its noise is numbered by ``state["probes"]``.
+    """
+    linear = unreduced(layer)
+    if isinstance(linear, (DenseMap, Conv2dMap)):
+        state["probes"] = state.get("probes", 0) + 1
+        groups = linear.groups if isinstance(linear, Conv2dMap) else 1
+        theta, omega = (w.detach().reshape(groups, len(w) // groups, -1) for w in (layer.theta, omega))
+        step, mismatch = Patch(theta, omega).difference(mixed(generator.initial_seed(), state["probes"]))
+        return step.reshape(layer.theta.shape), mismatch
+    e = noise_like(trace.input, generator, samples, peers)
+    return correction(layer, omega, use, e, layer.respond(e), samples, peers)
 
 
 def solvable(layer: Layer, use: Taps, samples: int) -> bool:
@@ -108,13 +131,12 @@ class PredictiveSolver:
             )
         use = Taps(**{name: state[name] for name in ("counts", "positions", "fan_in", "energy")})
         samples = use.samples(self.oversampling, self.max_samples)
-        contraction = 0.0 if solvable(layer, use, samples) else use.contraction(samples)
+        contraction = 0.0 if isinstance(unreduced(layer), (DenseMap, Conv2dMap)) else use.contraction(samples)
 
         def iterate(count: int) -> list[Tensor]:
             found = []
             for _ in range(count):
-                e = noise_like(trace.input, generator, samples, peers)
-                step, mismatch = correction(layer, layer.omega, use, e, layer.respond(e), samples, peers)
+                step, mismatch = corrected(layer, layer.omega, use, trace, samples, state, generator, peers)
                 layer.omega.add_(step)
                 found.append(mismatch)
             return found
@@ -127,9 +149,14 @@ class PredictiveSolver:
                 state["mismatch"] = iterate(min(count, self.first_iterations - iterations))[-1].item()
                 iterations += count
             return FeedbackReport(min(iterations, self.first_iterations), mismatch=torch.tensor(state["mismatch"]))
-        due = not self.tracking or (state["batches"] + index) % self.probe_every == 0
-        if state["mismatch"] < self.tolerance and not due:
+        if state["batches"] == 2:  # the layers take turns
+            state.update(interval=self.probe_every, wait=self.probe_every - index % self.probe_every)
+        state["wait"] -= 1
+        under = state["mismatch"] < self.tolerance
+        if self.tracking and under and state["wait"] > 0:
             return FeedbackReport(0, mismatch=torch.tensor(state["mismatch"]))
+        interval = min(2 * state["interval"], self.probe_every_at_most) if under else self.probe_every
+        state.update(interval=interval, wait=interval)
         count = self.needed(state["mismatch"], contraction)
         return FeedbackReport(count, mismatch=iterate(count)[0])
 
