@@ -67,6 +67,8 @@ class Algorithm(ABC):
     def __new__(cls, net: Any, *args: Any, **kwargs: Any) -> Self:
         """On a module that is no network of ``targetprop.pair`` the rule is carried by autograd.
 
+        The instance then is an ``Attached``, which takes ``example_inputs`` too.
+
         Raises:
             TypeError: autograd cannot carry it.
 
@@ -90,6 +92,7 @@ class Algorithm(ABC):
                 f"{type(net).__name__}; Backprop, LDRL, FeedbackAlignment, DirectFeedbackAlignment, KolenPollack, "
                 "WeightMirror and SignSymmetry take any module."
             )
+        example_inputs = kwargs.pop("example_inputs", ())
         given = dict(inspect.signature(cls.__init__).bind(None, net, *args, **kwargs).arguments)
         for name in ("self", "net"):
             del given[name]
@@ -98,7 +101,7 @@ class Algorithm(ABC):
             chosen = SignSymmetry(given.pop("variant"))
         if cls.rule == "backprop":
             given.pop("seed", None)
-        return Attached(net, chosen, **given)  # type: ignore[return-value]
+        return Attached(net, chosen, example_inputs=example_inputs, **given)  # type: ignore[return-value]
 
     def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
         """Bind the network and the loss.

@@ -7,7 +7,8 @@ subclass stay what they were; ω is one more parameter of the module.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class Link:
         stale: weights were loaded without their ω, so every map must be probed.
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
+        handle: a weak reference to the model's ``Feedback``, while there is one; copies of the model have none.
 
     """
 
@@ -39,10 +41,11 @@ class Link:
     stale: bool = False
     beta: float | None = None
     error: Tensor | None = field(default=None, repr=False)
+    handle: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the error of a pass that is over."""
-        return self.__dict__ | {"error": None}
+        """Without the error of a pass that is over, and without the handle, which is another model's."""
+        return self.__dict__ | {"error": None, "handle": None}
 
 
 def rebuilt(base: type[nn.Module], kind: str) -> nn.Module:
@@ -102,6 +105,25 @@ class Attached(nn.Module):
     def _passes(self, x: Tensor) -> bool:
         """Whether this call is the plain module's: nothing is sent back, or backpropagation is asked for."""
         return self._feedback.exact or not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def links_of(model: nn.Module) -> list[Link]:
+    """What the attached modules of a model share: one link, or none where nothing is attached."""
+    return list({id(m._feedback): m._feedback for m in model.modules() if isinstance(m, Attached)}.values())
+
+
+@contextmanager
+def backpropagating(model: nn.Module) -> Iterator[None]:
+    """Within it the model's forward and backward are the plain model's, attached or not."""
+    links = links_of(model)
+    before = [link.exact for link in links]
+    for link in links:
+        link.exact = True
+    try:
+        yield
+    finally:
+        for link, exact in zip(links, before, strict=True):
+            link.exact = exact
 
 
 class Broadcast:
