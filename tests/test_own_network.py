@@ -83,6 +83,25 @@ def test_every_rule_resumes_and_evaluates(own, rule):
     assert run("evaluate", "half") == 0
 
 
+def test_bench_times_a_network_of_the_users_own(own, capsys):
+    words = ["plain", "attach", "--data", "digits", "--steps", "10", "--warmup", "2", "--batch-size", "16", "--device", "cpu"]
+    name = ["--networks", "own_models:make", "--network.options.width", "12"]
+    assert run("bench", *words, *name) == 0
+    (measured,) = json.loads((own / "bench/bench.json").read_text())["results"]
+    assert measured["setting"]["options"] == {"width": 12}
+    assert [row["contender"] for row in measured["rows"]] == ["plain", "attach"]
+    assert measured["rows"][1]["angle_max"] < 0.1
+    for name, message in (
+        (["own_models:bad"], "expected logits (2, 10)"),
+        (["vti"], "unknown network 'vti'; did you mean 'vit'"),
+        (["lenet", "--network.options.width", "3"], "but no network.options; got width"),
+        (["vit", "--channels", "3"], "give --network.options.KEY instead"),
+        (["vit", "--optimizer.lr", "3"], "unexpected '--optimizer.lr'"),
+    ):
+        assert run("bench", *words, "--networks", *name, "--out", "other") == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_settings_of_the_default_solver_count_on_plain_networks():
     chosen = config.load("digits-resnet-ldrl", [("predictive.probe_every", "7")])
     solver = runner.build_algorithm(chosen, torch.nn.Linear(3, 2)).feedback.solver

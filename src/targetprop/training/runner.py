@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,7 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
 
     """
     if config.network.name not in networks.NETWORKS:
-        return build_model(config, dataset)
+        return build_model(config, dataset.in_shape, dataset.classes)
     chosen = {"channels": config.network.channels, "activation": config.network.activation}
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     make = networks.NETWORKS[config.network.name]
@@ -170,7 +170,7 @@ def maker(name: str) -> Callable[..., Any]:
     return made
 
 
-def build_model(config: Config, dataset: Dataset) -> nn.Module:
+def build_model(config: Config, in_shape: Sequence[int], classes: int) -> nn.Module:
     """A plain module, ours or the user's, run once to see that it gives logits.
 
     Raises:
@@ -180,25 +180,24 @@ def build_model(config: Config, dataset: Dataset) -> nn.Module:
     name, options = config.network.name, config.network.options
     make = maker(name)
     try:
-        net = make(dataset.in_shape, dataset.classes, **options)
+        net = make(in_shape, classes, **options)
     except Exception as error:  # the user's own code
-        given = ", ".join([str(dataset.in_shape), str(dataset.classes), *(f"{k}={v}" for k, v in options.items())])
+        given = ", ".join([str(in_shape), str(classes), *(f"{k}={v}" for k, v in options.items())])
         raise ConfigError(f"network '{name}' could not be made by make({given}): {type(error).__name__}: {error}") from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"network '{name}' made {type(net).__name__}, expected a torch.nn.Module.")
     mode = net.training
     try:
         with torch.no_grad():
-            logits = net.eval()(torch.zeros(2, *dataset.in_shape))
+            logits = net.eval()(torch.zeros(2, *in_shape))
     except Exception as error:  # the user's own code
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"network '{name}' does not fit images of shape {dataset.in_shape}: {reason}") from error
+        raise ConfigError(f"network '{name}' does not fit images of shape {in_shape}: {reason}") from error
     net.train(mode)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (2, dataset.classes):
+    if shape != (2, classes):
         raise ConfigError(
-            f"network '{name}' made {shape} of 2 images, expected logits (2, {dataset.classes}); return a tensor of one row "
-            "a sample."
+            f"network '{name}' made {shape} of 2 images, expected logits (2, {classes}); return a tensor of one row a sample."
         )
     return net
 
