@@ -217,7 +217,7 @@ class Feedback:
         """Make the model's maps attached modules; returns them and the names of those that the user left out."""
         taken, left_out = {}, []
         link = next((m._feedback for m in self.model.modules() if isinstance(m, Attached)), None)
-        self._link = link or Link(self.rule, beta=beta)
+        self._link = link or Link(self.rule, self.rule.direct, beta=beta)
         for name, module in self.model.named_modules():
             kind = kind_of(module)
             if link is not None:
@@ -312,6 +312,11 @@ class Feedback:
         if x is None:
             raise ValueError(f"'{site.name}' was not reached by the example inputs, so its direct feedback has no shape.")
         per_position = is_positionwise(error, x)
+        if not per_position and error[0] != x[0]:
+            raise ValueError(
+                f"'{site.name}' reads {tuple(x)} while the output's error is {tuple(error)}; direct feedback alignment needs "
+                "the samples in the first dimension of both (batch_first=True, say)."
+            )
         shape = (error[-1], x[-1]) if per_position else (error[1:].numel(), x.numel() // error[0])
         generator = Generator().manual_seed(mixed(self.seed, key_of(site.name)))
         return self.rule.initial(shape, generator).to(like)

@@ -28,6 +28,7 @@ class Link:
 
     Attributes:
         rule: what their maps send back.
+        direct: as the rule has it, also while the example inputs run by another.
         exact: backpropagate for now.
         stale: weights were loaded without their ω, so every map must be probed.
         beta: the nudge of activations, or None for an infinitesimal one.
@@ -37,6 +38,7 @@ class Link:
     """
 
     rule: Rule
+    direct: bool = False
     exact: bool = False
     stale: bool = False
     beta: float | None = None
@@ -323,7 +325,9 @@ class AttachedAttention(Attached):
             q, k, v = (x.view(batch, heads, -1, size) for x in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal)
             out = out.permute(2, 0, 1, 3).reshape(length, batch, self.embed_dim)
-        out = self.out_proj(out)
+        if self._feedback.direct and self.batch_first and batched:  # an error finds its sample in the first dimension
+            return self.out_proj(out.transpose(0, 1)), weights
+        out = self.out_proj(out)  # laid out as the plain module has it, by which a dropout that follows draws its numbers
         if not batched:
             return out.squeeze(1), None if weights is None else weights.squeeze(0)
         return (out.transpose(0, 1) if self.batch_first else out), weights
@@ -338,7 +342,9 @@ class AttachedAttention(Attached):
         if not x.requires_grad:
             return F.linear(x, weight, bias)
         if self._feedback.rule.direct:
-            return self._direct(F.linear(x.detach(), weight, bias), x, f"{letter}_proj_feedback_weight")
+            x = x.transpose(0, 1) if self.batch_first else x  # as the user's model lays them, for an error to find its sample
+            y = self._direct(F.linear(x.detach(), weight, bias), x, f"{letter}_proj_feedback_weight")
+            return y.transpose(0, 1) if self.batch_first else y
         if not packed:
             return function.linear(x, weight, bias, self._sent(weight, f"{letter}_proj_feedback_weight"))
         return function.linear(x, weight, bias, self._sent(self.in_proj_weight, "in_proj_feedback_weight")[part])
