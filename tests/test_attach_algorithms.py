@@ -8,44 +8,16 @@ from torch import nn
 
 import models
 import targetprop as tp
+from cases import CARRIED, PLACES, carried
 from models import collected, distance
 from targetprop import algorithms
 from targetprop.algorithms.attached import forward_parameters
 from targetprop.feedback import Fixed, Symmetric
 
-CARRIED = {
-    "backprop": algorithms.Backprop,
-    "ldrl": algorithms.LDRL,
-    "ldrl-correlation": lambda net, **k: algorithms.LDRL(net, solver="correlation", **k),
-    "ldrl-coupled": lambda net, **k: algorithms.LDRL(net, solver="coupled", **k),
-    "ldrl-fixed": lambda net, **k: algorithms.LDRL(net, solver="fixed", **k),
-    "feedback_alignment": algorithms.FeedbackAlignment,
-    "direct_feedback_alignment": algorithms.DirectFeedbackAlignment,
-    "kolen_pollack": algorithms.KolenPollack,
-    "weight_mirror": algorithms.WeightMirror,
-    "sign_symmetry": algorithms.SignSymmetry,
-    "brSF": lambda net, **k: algorithms.SignSymmetry(net, variant="brSF", **k),
-}
-TOPOLOGIES = {
-    "chain": lambda: nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2), nn.ELU(), nn.Flatten(), nn.Linear(36, 8), nn.ELU(), nn.Linear(8, models.CLASSES)
-    ),
-    "residual": lambda: models.ResNet(models.BasicBlock),
-    "transformer": lambda: models.ViT(True),
-}
 
-
-@pytest.fixture(params=[(rule, net) for rule in CARRIED for net in TOPOLOGIES], ids="-".join)
+@pytest.fixture(params=PLACES, ids="-".join)
 def case(request):
-    rule, net = request.param
-    torch.manual_seed(0)
-    model = TOPOLOGIES[net]()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    return CARRIED[rule], model, torch.randn(8, 3, 8, 8), torch.arange(8) % models.CLASSES
+    return carried(*request.param)
 
 
 def gradients_of(model):
