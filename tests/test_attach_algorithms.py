@@ -86,6 +86,16 @@ def test_every_algorithm_cites_and_refuses(case):
         algo.backward(x[:0], y[:0])
 
 
+def test_copies_of_algorithms_train_their_own_copies(case):
+    make, model, x, y = case
+    algo = make(model)
+    copied = copy.deepcopy(algo)
+    copied.backward(x, y)
+    assert not gradients_of(model)
+    algo.backward(x, y)
+    assert all(torch.equal(value, gradients_of(copied.net)[name]) for name, value in gradients_of(model).items())
+
+
 @pytest.mark.parametrize("name", ["dtp", "targetprop", "drl", "ddtp_linear", "parallel_ldrl", "fixed_weight_dtp"])
 def test_explicit_algorithms_say_that_they_need_a_pair(name):
     with pytest.raises(TypeError, match=r"needs explicit passes: make the network by targetprop.pair"):

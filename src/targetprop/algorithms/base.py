@@ -21,6 +21,9 @@ from targetprop.ranks import Ranks
 from targetprop.rules import SignSymmetry
 from targetprop.seeds import mixed
 
+NOT_YET = object()
+"""Stands for the network where a copy is made empty and filled afterwards."""
+
 DataParallels = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -64,7 +67,7 @@ class Algorithm(ABC):
     rule: Any = None
     """The rule of ``targetprop.attach`` that does the same on any module; None where autograd cannot carry it."""
 
-    def __new__(cls, net: Any, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, net: Any = NOT_YET, *args: Any, **kwargs: Any) -> Self:
         """On a module that is no network of ``targetprop.pair`` the rule is carried by autograd.
 
         The instance then is an ``Attached``, which takes ``example_inputs`` too.
@@ -75,7 +78,7 @@ class Algorithm(ABC):
         """
         from targetprop.algorithms.attached import Attached
 
-        if isinstance(net, Network) or issubclass(cls, Attached):
+        if net is NOT_YET or isinstance(net, Network) or issubclass(cls, Attached):
             return super().__new__(cls)
         if isinstance(net, DataParallels):
             raise TypeError(
