@@ -365,6 +365,26 @@ def test_direct_feedback_alignment_brings_every_sample_its_own_error(name):
     assert distance({key: (halves[0][key] + halves[1][key]) / 2 for key in whole}, whole) < 1e-9
 
 
+@pytest.mark.parametrize("settings", [{}, {"kdim": 7, "vdim": 6}])
+def test_direct_feedback_alignment_of_an_attention_to_something_else(settings):
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.key = nn.Linear(3, 8), nn.Linear(3, settings.get("kdim", 8))
+            self.value, self.head = nn.Linear(3, settings.get("vdim", 8)), nn.Linear(8, 5)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **settings)
+
+        def forward(self, x):
+            key, value = self.key(x[:, :3]), self.value(x[:, :3])
+            return self.head(self.attention(self.read(x), value=value, key=key)[0].mean(1))
+
+    model, x = Cross(), torch.randn(6, 5, 3)
+    tp.attach(model, x, rule="direct_feedback_alignment")
+    nn.functional.cross_entropy(model(x), torch.arange(6) % 5).backward()
+    assert model.attention.k_proj_feedback_weight.shape == (5, 3 * settings.get("kdim", 8))
+    assert model.key.weight.grad.norm() > 0
+
+
 def test_direct_feedback_alignment_refuses_samples_in_another_dimension():
     class Sequence(nn.Module):
         def __init__(self):

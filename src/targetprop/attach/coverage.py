@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,7 +154,7 @@ class FirstPass:
 
 
 Call = tuple[Attached, bool, Any]
-"""An attached module, whether its input needs a gradient, and the shapes of (input, output)."""
+"""An attached module, whether its input needs a gradient, and the shapes of (its inputs, its output)."""
 
 
 @contextmanager
@@ -161,11 +162,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """Within it a pass leaves no trace: buffers, random numbers and gradients are as before after it."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng([d.index for d in devices]):
-        yield
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
+    try:
+        with torch.random.fork_rng([d.index for d in devices]):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def example_pass(model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]) -> tuple[Watch, list[Call]]:
@@ -175,7 +178,13 @@ def example_pass(model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]
     def seen(module, args, kwargs, output):
         given = [value for value in tensors_in([args, kwargs]) if value.is_floating_point()]
         first = output[0] if isinstance(output, tuple) else output
-        calls.append((module, any(value.requires_grad for value in given), (given[0].shape, first.shape)))
+        if module._feedback_kind == "attention":  # in the order of its projections
+            named = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            read = [named[name] for name in ("query", "key", "value")]
+        else:
+            read = given[:1]
+        shapes = [value.shape for value in read], first.shape
+        calls.append((module, any(value.requires_grad for value in given), shapes))
 
     handles = [
         module.register_forward_hook(seen, with_kwargs=True) for module in model.modules() if isinstance(module, Attached)

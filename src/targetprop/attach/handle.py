@@ -308,9 +308,10 @@ class Feedback:
 
     def _direct(self, site: Site, shapes: Mapping[int, Any], error: torch.Size, like: Tensor) -> Tensor:
         """The ω of direct feedback: (numbers of an error, numbers of an input)."""
-        x = shapes[id(site.module)][0] if id(site.module) in shapes else None
-        if x is None:
+        inputs = shapes[id(site.module)][0] if id(site.module) in shapes else None
+        if inputs is None:
             raise ValueError(f"'{site.name}' was not reached by the example inputs, so its direct feedback has no shape.")
+        x = inputs["qkv".index(site.layout.suffix[0]) if site.layout.suffix else 0]
         per_position = is_positionwise(error, x)
         if not per_position and error[0] != x[0]:
             raise ValueError(
