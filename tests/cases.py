@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import models
 import targetprop as tp
 from targetprop import plain
 from targetprop.algorithms import ALGORITHMS
@@ -75,3 +76,39 @@ CASES = {name: lambda net, make=kind, **k: make(net, **k) for name, kind in ALGO
     for name, kind in SOLVERS.items()
 }
 """Every algorithm, and L-DRL with every solver: (network, settings) ↦ algorithm."""
+
+
+CARRIED = {
+    "backprop": tp.algorithms.Backprop,
+    "ldrl": tp.algorithms.LDRL,
+    "ldrl-correlation": lambda net, **k: tp.algorithms.LDRL(net, solver="correlation", **k),
+    "ldrl-coupled": lambda net, **k: tp.algorithms.LDRL(net, solver="coupled", **k),
+    "ldrl-fixed": lambda net, **k: tp.algorithms.LDRL(net, solver="fixed", **k),
+    "feedback_alignment": tp.algorithms.FeedbackAlignment,
+    "direct_feedback_alignment": tp.algorithms.DirectFeedbackAlignment,
+    "kolen_pollack": tp.algorithms.KolenPollack,
+    "weight_mirror": tp.algorithms.WeightMirror,
+    "sign_symmetry": tp.algorithms.SignSymmetry,
+    "brSF": lambda net, **k: tp.algorithms.SignSymmetry(net, variant="brSF", **k),
+}
+TOPOLOGIES = {
+    "chain": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.ELU(), nn.Flatten(), nn.Linear(36, 8), nn.ELU(), nn.Linear(8, models.CLASSES)
+    ),
+    "residual": lambda: models.ResNet(models.BasicBlock),
+    "transformer": lambda: models.ViT(True),
+}
+PLACES = [(rule, net) for rule in CARRIED for net in TOPOLOGIES]
+"""Every rule and solver that autograd carries, on a chain, a residual network with batch normalisation and a transformer."""
+
+
+def carried(rule, net, dtype=torch.float32):
+    """(model ↦ algorithm, model without dropout, x, y) of one of PLACES."""
+    torch.manual_seed(0)
+    model = TOPOLOGIES[net]().to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    return CARRIED[rule], model, torch.randn(8, 3, 8, 8, dtype=dtype), torch.arange(8) % models.CLASSES

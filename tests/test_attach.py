@@ -349,6 +349,35 @@ def collected_after(model, x, loss):
     return collected(model)
 
 
+@pytest.mark.parametrize("name", ["vit_attention", "vit_encoder", "vgg", "mixer"])
+def test_direct_feedback_alignment_brings_every_sample_its_own_error(name):
+    """A batch's gradient is the mean of its samples': nothing of one sample's error reaches another."""
+    model, x, _ = models.make(name)
+    tp.attach(model, x, rule="direct_feedback_alignment")
+    model.eval()  # no dropout, fixed statistics
+
+    def found(part):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x[part]), torch.arange(len(x))[part] % models.CLASSES).backward()
+        return collected(model)
+
+    whole, halves = found(slice(0, 6)), [found(slice(0, 3)), found(slice(3, 6))]
+    assert distance({key: (halves[0][key] + halves[1][key]) / 2 for key in whole}, whole) < 1e-9
+
+
+def test_direct_feedback_alignment_refuses_samples_in_another_dimension():
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):  # (positions, batch, 3) to (batch, 2)
+            return self.head(self.second(self.first(x)).mean(0))
+
+    with pytest.raises(ValueError, match=r"reads \(5, 2, 4\) while the output's error is \(2, 2\)"):
+        tp.attach(Sequence(), torch.randn(5, 2, 3), rule="direct_feedback_alignment")
+
+
 def test_direct_feedback_alignment_needs_example_inputs():
     with pytest.raises(ValueError, match="give example inputs"):
         tp.attach(nn.Linear(2, 2), rule="direct_feedback_alignment")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from targetprop import cli
-from targetprop.training import config
+from targetprop.training import config, runner
 from targetprop.training.config import ConfigError
 
 CODE = """
@@ -25,12 +25,20 @@ def nothing(in_shape, classes):
     return 3
 
 number = 3
+
+class Fails(nn.Linear):
+    def forward(self, x):
+        return {}["key"]
+
+def fails(in_shape, classes):
+    return Fails(64, classes)
 """
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / "own_models.py").write_text(CODE)
+    (tmp_path / "broken_models.py").write_text("x = (")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("own_models", None)
@@ -60,6 +68,44 @@ def test_trains_resumes_evaluates_compares_and_sweeps(own):
     assert angles
     assert max(max(row.values()) for row in angles) < 1e-2
     assert run("sweep", "digits-ldrl", *name, *SHORT, "--epochs", "1", "--seeds", "2", "--out", "sweep") == 0
+    name = ["--network.name", "own_models:make"]  # another width
+    assert run("sweep", "digits-ldrl", *name, *SHORT, "--epochs", "1", "--seeds", "2", "--out", "sweep") == 2
+
+
+@pytest.mark.parametrize("rule", ["direct_feedback_alignment", "kolen_pollack", "weight_mirror", "sign_symmetry"])
+def test_every_rule_resumes_and_evaluates(own, rule):
+    name = ["--algorithm.name", rule, "--network.name", "own_models:make"]
+    assert run("train", "digits-backprop", *name, *SHORT, "--epochs", "2", "--out", "whole") == 0
+    assert run("train", "digits-backprop", *name, *SHORT, "--epochs", "2", "--steps", "2", "--out", "half") == 0
+    assert run("resume", "half", "--steps", "4") == 0
+    whole, half = (torch.load(own / f"{f}/last.pt", weights_only=False)["net"] for f in ("whole", "half"))
+    assert all(torch.equal(value, half[key]) for key, value in whole.items())
+    assert run("evaluate", "half") == 0
+
+
+def test_bench_times_a_network_of_the_users_own(own, capsys):
+    words = ["plain", "attach", "--data", "digits", "--steps", "10", "--warmup", "2", "--batch-size", "16", "--device", "cpu"]
+    name = ["--networks", "own_models:make", "--network.options.width", "12"]
+    assert run("bench", *words, *name) == 0
+    (measured,) = json.loads((own / "bench/bench.json").read_text())["results"]
+    assert measured["setting"]["options"] == {"width": 12}
+    assert [row["contender"] for row in measured["rows"]] == ["plain", "attach"]
+    assert measured["rows"][1]["angle_max"] < 0.1
+    for name, message in (
+        (["own_models:bad"], "expected logits (2, 10)"),
+        (["vti"], "unknown network 'vti'; did you mean 'vit'"),
+        (["lenet", "--network.options.width", "3"], "but no network.options; got width"),
+        (["vit", "--channels", "3"], "give --network.options.KEY instead"),
+        (["vit", "--optimizer.lr", "3"], "unexpected '--optimizer.lr'"),
+    ):
+        assert run("bench", *words, "--networks", *name, "--out", "other") == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_settings_of_the_default_solver_count_on_plain_networks():
+    chosen = config.load("digits-resnet-ldrl", [("predictive.probe_every", "7")])
+    solver = runner.build_algorithm(chosen, torch.nn.Linear(3, 2)).feedback.solver
+    assert (solver.probe_every, solver.tolerance) == (7, 0.01)
 
 
 @pytest.mark.parametrize("rule", ["backprop", "ldrl", "feedback_alignment", "sign_symmetry"])
@@ -77,6 +123,8 @@ def test_presets_of_modern_networks(own, task, rule):
         (["--network.name", "own_models:number"], "is int; expected a callable"),
         (["--network.name", "own_models:none"], "cannot be imported"),
         (["--network.name", "nowhere:make"], "cannot be imported"),
+        (["--network.name", "broken_models:make"], "cannot be imported (SyntaxError: "),
+        (["--network.name", "own_models:fails"], "does not fit images of shape (1, 8, 8): KeyError: 'key'"),
         (
             ["--network.name", "own_models:make", "--network.options.depth", "2"],
             "by make((1, 8, 8), 10, depth=2)",

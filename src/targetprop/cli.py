@@ -222,8 +222,11 @@ def compare(args: argparse.Namespace, words: list[str]) -> None:
 
 def bench_command(args: argparse.Namespace, words: list[str]) -> None:
     """Time algorithms side by side; write JSON, a table and a plot."""
-    if words:
-        raise ConfigError(f"unexpected '{words[0]}'; see targetprop bench --help.")
+    options = {}
+    for key, value in overrides(words):
+        if not key.startswith(config.OPTIONS):
+            raise ConfigError(f"unexpected '--{key}'; see targetprop bench --help.")
+        options[key.removeprefix(config.OPTIONS)] = yaml.safe_load(value)
     for name in args.contenders:
         bench.solver_settings(bench.split_name(name)[1])
     for key, least in (("batch_size", 1), ("steps", 10), ("warmup", 1)):
@@ -234,9 +237,10 @@ def bench_command(args: argparse.Namespace, words: list[str]) -> None:
     shared = {
         key: getattr(args, key) for key in ("batch_size", "compiled", "device", "precision", "memory_format", "threads", "lr")
     }
-    settings = [bench.Setting(name, tuple(args.channels) if args.channels else None, **shared) for name in args.networks]
-    if len(settings) > 1 and args.channels:
-        raise ConfigError("--channels are those of one network; give one of --networks.")
+    channels = tuple(args.channels) if args.channels else None
+    settings = [bench.Setting(name, channels, options=options, **shared) for name in args.networks]
+    if len(settings) > 1 and (args.channels or options):
+        raise ConfigError("--channels and --network.options are those of one network; give one of --networks.")
     for setting in settings:
         bench.check(args.contenders, setting, dataset)
     results = {}
@@ -412,7 +416,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default="comparison.png", help="the picture to write")
     p = add("bench", bench_command, "Time algorithms side by side: speed, memory, angle to the backprop gradient.")
     p.add_argument("contenders", nargs="*", default=["plain", "backprop", "ldrl", "untracked"], help=bench.describe())
-    p.add_argument("--networks", nargs="+", default=["simple_vgg"], choices=list(bench.NETWORKS), help="what they train")
+    known = f"{', '.join(bench.NETWORKS)}, or package.module:make; --network.options.KEY VALUE as in train"
+    p.add_argument("--networks", nargs="+", default=["simple_vgg"], help=f"what they train: {known}")
     p.add_argument("--compiled", action="store_true", help="run plain and attach through torch.compile")
     p.add_argument("--channels", nargs="+", type=int, help="widths of the network, if there is one")
     p.add_argument("--batch-size", type=int, default=128)

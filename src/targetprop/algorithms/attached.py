@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 
 from targetprop.algorithms.base import Algorithm, Loss, Report
 from targetprop.attach import Feedback, attach
-from targetprop.attach.modules import is_feedback
+from targetprop.attach.handle import solver_of
+from targetprop.attach.modules import backpropagating, is_feedback, links_of
+from targetprop.pairing import at_least_float32
+from targetprop.ranks import Ranks
 from targetprop.rules import Rule, rule_of
 
 
@@ -35,27 +40,67 @@ class Attached(Algorithm):
 
     def __init__(
         self, net: nn.Module, rule: str | Rule = "ldrl", loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0,
-        **settings: Any,
+        example_inputs: Sequence[Any] = (), **settings: Any,
     ):  # fmt: skip
-        """Attach ``net`` by ``rule``, ``"backprop"`` or one of ``targetprop.rules``; ``settings`` go to ``attach``."""
+        """Attach ``net`` by ``rule``, unless it is attached by it already: then its handle is used as it is.
+
+        Args:
+            net: any module.
+            rule: ``"backprop"`` or one of ``targetprop.rules``.
+            loss: as for every algorithm; it is given the logits, or the ``logits`` of a model's output.
+            label_smoothing: as for every algorithm.
+            example_inputs: as for ``attach``. Direct feedback alignment takes its first batch where there are none.
+            settings: solver, seed and beta, as for ``attach``.
+
+        Raises:
+            ValueError: the module is attached by another rule or with other settings, or what ``attach`` refuses.
+
+        """
         super().__init__(net, loss, label_smoothing)  # type: ignore[arg-type]
         self.rule = None if rule == "backprop" else rule_of(rule)
         self.settings = settings
         self.feedback: Feedback | None = None
         self._followed: list[Any] = []
-        self._forward: Callable[[Tensor], Tensor] = net
-        if self.rule is not None and not self.rule.direct:
-            self.feedback = attach(net, rule=self.rule, **settings)
+        self._pending: dict[str, Any] = {}
+        self._forward: Callable[[Tensor], Any] = net
+        if self.rule is not None:
+            self.feedback = handle_of(net, self.rule, settings)
+            if self.feedback is None and (example_inputs or not self.rule.direct):
+                self.attach(*example_inputs)
+
+    @property
+    def name(self) -> str:
+        """Of the rule."""
+        return "backprop" if self.rule is None else self.rule.name
+
+    def attach(self, *example_inputs: Any) -> None:
+        """Attach the module, whose feedback then learns in the steps of the optimizers that are followed."""
+        self.feedback = attach(self.net, *example_inputs, rule=self.rule, **self.settings)  # type: ignore[arg-type]
+        for optimizer in self._followed:
+            self.feedback.follow(optimizer)
+        if self._pending:
+            self.load_state_dict(self._pending)
+
+    def ready(self, x: Tensor) -> None:
+        """Attach the module by the batch x, where it is not attached yet."""
+        if self.rule is not None and self.feedback is None:
+            self.attach(x[:2])
 
     def backward(self, x: Tensor, y: Tensor) -> Report:
-        """Add the gradients to ``.grad`` of the forward parameters, and to those of the loss and of x where they need any."""
+        """Add the gradients to ``.grad`` of the forward parameters, and to those of the loss and of x where they need any.
+
+        Where no optimizer is followed, the maps that are due are probed here: ω learn, but without tracking.
+        """
+        with backpropagating(self.net) if self.rule is None else nullcontext():
+            return self._backward(x, y)
+
+    def _backward(self, x: Tensor, y: Tensor) -> Report:
         if len(x) == 0:
             raise ValueError(f"a batch of shape {tuple(x.shape)} has no samples to learn from; leave it out.")
-        if self.rule is not None and self.feedback is None:
-            self.feedback = attach(self.net, x[:2], rule=self.rule, **self.settings)
-            for optimizer in self._followed:
-                self.feedback.follow(optimizer)
-        logits = self._forward(x)
+        self.ready(x)
+        if self.feedback is not None and not self.feedback.followed and not self.feedback.rule.tracks:
+            self.feedback.step()
+        logits = logits_of(self._forward(x), self.net)
         loss = self.carry(self.loss(logits, y), [p for p in forward_parameters(self.net) if p.requires_grad])
         return Report(loss, logits.detach(), dict(self.feedback.report) if self.feedback else {})
 
@@ -71,14 +116,67 @@ class Attached(Algorithm):
             raise ValueError("direct feedback alignment hands errors around the graph and cannot be compiled; drop compile.")
         self._forward = torch.compile(self.net, mode=mode)  # type: ignore[assignment]
 
+    def distribute(self, ranks: Ranks) -> None:
+        """As for every algorithm; the maps are probed by all processes alike, so layers cannot be shared out."""
+        if ranks.layers.size > 1:
+            raise ValueError(
+                f"{self.name} on a plain module probes every map in every process, so {ranks.layers.size} processes cannot "
+                "share out the layers; share out the batch alone."
+            )
+        super().distribute(ranks)
+
     def state_dict(self) -> dict[str, Any]:
-        """The solver's memory."""
-        return {} if self.feedback is None else {"feedback": self.feedback.state_dict()}
+        """The solver's memory, a copy; ω are in the module's own ``state_dict``, which is to be loaded first."""
+        return {} if self.feedback is None else {"feedback": copy.deepcopy(self.feedback.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
-        if self.feedback is not None and state:
-            self.feedback.load_state_dict(state["feedback"])
+        """Restore it.
+
+        Raises:
+            ValueError: it is of another algorithm or of other maps.
+
+        """
+        if set(state) - {"feedback"} or (state and self.rule is None):
+            raise ValueError(f"this state is of another algorithm than {self.name} on a plain module, got {sorted(state)}.")
+        if self.feedback is None:
+            self._pending = dict(state)
+        elif state:
+            self.feedback.load_state_dict(copy.deepcopy(state["feedback"]))
+
+
+def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback | None:
+    """The live handle of a module that is attached by ``rule``; None where there is none.
+
+    Raises:
+        ValueError: it was attached with other settings than ``settings``.
+
+    """
+    handles = [link.handle() for link in links_of(net) if link.handle is not None and link.rule == rule]
+    found: Feedback | None = next((handle for handle in handles if handle is not None and handle.model is net), None)
+    if found is None:
+        return None
+    solver = settings.get("solver")
+    own = {"solver": found.solver, "seed": found.seed, "beta": found.beta}
+    wanted = {**settings, "solver": None if solver is None else solver_of(solver, rule)}
+    for name, value in wanted.items():
+        if value is not None and value != own.get(name):
+            raise ValueError(f"the module is attached with other settings already, got {name}={value}; leave {name} out.")
+    return found
+
+
+def logits_of(output: Any, net: nn.Module) -> Tensor:
+    """The logits in what a model returned, in float32 at least.
+
+    Raises:
+        TypeError: there are none.
+
+    """
+    found = getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"{type(net).__name__} returned {type(output).__name__}; expected logits as a tensor, or an output with .logits."
+        )
+    return at_least_float32(found)
 
 
 def forward_parameters(net: nn.Module) -> list[nn.Parameter]:

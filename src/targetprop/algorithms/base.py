@@ -21,6 +21,9 @@ from targetprop.ranks import Ranks
 from targetprop.rules import SignSymmetry
 from targetprop.seeds import mixed
 
+NOT_YET = object()
+"""Stands for the network where a copy is made empty and filled afterwards."""
+
 DataParallels = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -64,8 +67,10 @@ class Algorithm(ABC):
     rule: Any = None
     """The rule of ``targetprop.attach`` that does the same on any module; None where autograd cannot carry it."""
 
-    def __new__(cls, net: Any, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, net: Any = NOT_YET, *args: Any, **kwargs: Any) -> Self:
         """On a module that is no network of ``targetprop.pair`` the rule is carried by autograd.
+
+        The instance then is an ``Attached``, which takes ``example_inputs`` too.
 
         Raises:
             TypeError: autograd cannot carry it.
@@ -73,7 +78,7 @@ class Algorithm(ABC):
         """
         from targetprop.algorithms.attached import Attached
 
-        if isinstance(net, Network) or issubclass(cls, Attached):
+        if net is NOT_YET or isinstance(net, Network) or issubclass(cls, Attached):
             return super().__new__(cls)
         if isinstance(net, DataParallels):
             raise TypeError(
@@ -90,6 +95,7 @@ class Algorithm(ABC):
                 f"{type(net).__name__}; Backprop, LDRL, FeedbackAlignment, DirectFeedbackAlignment, KolenPollack, "
                 "WeightMirror and SignSymmetry take any module."
             )
+        example_inputs = kwargs.pop("example_inputs", ())
         given = dict(inspect.signature(cls.__init__).bind(None, net, *args, **kwargs).arguments)
         for name in ("self", "net"):
             del given[name]
@@ -98,7 +104,7 @@ class Algorithm(ABC):
             chosen = SignSymmetry(given.pop("variant"))
         if cls.rule == "backprop":
             given.pop("seed", None)
-        return Attached(net, chosen, **given)  # type: ignore[return-value]
+        return Attached(net, chosen, example_inputs=example_inputs, **given)  # type: ignore[return-value]
 
     def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
         """Bind the network and the loss.

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from targetprop.algorithms import Algorithm, Backprop
+from targetprop.algorithms import Algorithm, Attached, Backprop
+from targetprop.algorithms.attached import logits_of
 from targetprop.attach import Feedback
 from targetprop.attach.coverage import unchanged
-from targetprop.attach.modules import is_feedback
+from targetprop.attach.modules import backpropagating, is_feedback
+from targetprop.attach.sites import Site
 from targetprop.feedback.solver import noise_like
 from targetprop.layers import Layer, Trace
 from targetprop.pairing import Network
+from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class LayerAlignment:
         update_distance: ‖∇_BP − ∇‖/‖∇_BP‖.
         weight_angle: between ω and θᵀ, degrees.
         weight_distance: ‖θ − ωᵀ‖/‖θ‖.
-        mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F.
+        mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F; of an attached map ‖ω − θ‖_F/‖θ‖_F, the largest where several maps share one θ.
+        update_size: ‖∇‖/‖∇_BP‖.
 
     """
 
@@ -38,6 +44,7 @@ class LayerAlignment:
     weight_angle: float | None = None
     weight_distance: float | None = None
     mismatch: float | None = None
+    update_size: float | None = None
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
@@ -112,6 +119,11 @@ def backprop_gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> l
     return gradients
 
 
+def size(reference: Tensor, other: Tensor) -> float:
+    """‖other‖/‖reference‖."""
+    return (other.norm() / reference.norm()).item()
+
+
 def update_alignment(updates: list[Tensor], gradients: list[Tensor]) -> list[tuple[float, float]]:
     """(angle in degrees, relative distance) of every update to its gradient."""
     return [(angle(g, u).item(), distance(g, u).item()) for u, g in zip(updates, gradients, strict=True)]
@@ -134,8 +146,9 @@ def alignment(net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int 
     ``algo.backward(x, y)`` would make; ``probes`` samples of noise per sample measure the Jacobian mismatch.
 
     ``alignment(model, feedback, loss_fn)``, model attached by ``targetprop.attach``: every parameter that learns, by name.
-    ``loss_fn(model)`` computes a loss with a graph; it is called twice, with the same random numbers and buffers, once through
-    ω and once within ``feedback.exact()``.
+    ``loss_fn(model)``, or ``loss_fn()``, computes a loss with a graph; it is called twice, with the same random numbers and
+    buffers, once through ω and once within ``feedback.exact()``. ``alignment(model, algo, x, y)`` takes the loss of an
+    algorithm on a plain module.
 
     Returns:
         per layer or parameter name, a :class:`LayerAlignment`.
@@ -150,58 +163,102 @@ def alignment(net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int 
     """
     if isinstance(algo, Feedback):
         return attached_alignment(net, algo, x)
+    if isinstance(algo, Attached) and y is not None:
+        return algorithm_alignment(net, algo, x, y)
     if not isinstance(algo, Algorithm) or y is None:
         raise TypeError(
             f"alignment takes (net, algorithm, x, y) or (model, feedback, loss_fn), got {type(algo).__name__} as the second."
         )
     with restored(net, algo):
         algo.backward(x, y)
-        aligned = alignment_of_grad(net, algo, x, y)
+        updates, wanted = standing_updates(net), backprop_gradients(net, algo, x, y)
+        sizes = [size(g, u) for g, u in zip(wanted, updates, strict=True)]
+        aligned = zip(net.names, net.layers, update_alignment(updates, wanted), sizes, strict=True)
         with torch.no_grad():
-            leaves = net.leaf_traces(net.trace(x)[1])
+            traces = dict(zip(net.names, (trace for _, trace in net.leaf_traces(net.trace(x)[1])), strict=True))
         result = {}
-        for name, (layer, trace), pair in zip(net.names, leaves, aligned, strict=True):
+        for name, layer, pair, relative in aligned:
             if layer.feedback_map is None or isinstance(algo, Backprop):
-                result[name] = LayerAlignment(*pair)
+                result[name] = LayerAlignment(*pair, update_size=relative)
                 continue
             theta, omega = layer.theta.detach(), layer.omega.detach()
-            mismatch = jacobian_mismatch(layer, trace, probes)
-            result[name] = LayerAlignment(*pair, angle(theta, omega).item(), distance(theta, omega).item(), mismatch)
+            mismatch = jacobian_mismatch(layer, traces[name], probes)
+            weights = angle(theta, omega).item(), distance(theta, omega).item()
+            result[name] = LayerAlignment(*pair, *weights, mismatch, relative)
     return result
 
 
-def attached_alignment(model: nn.Module, feedback: Feedback, loss_fn: Callable[[Any], Tensor]) -> dict[str, LayerAlignment]:
-    """See :func:`alignment`: the case of attached models."""
+def attached_alignment(
+    model: nn.Module, feedback: Feedback | None, loss_fn: Callable[..., Tensor], peers: Group = ALONE
+) -> dict[str, LayerAlignment]:
+    """See :func:`alignment`: the case of attached models, or of a plain one; ``peers`` have the other parts of the batch.
+
+    Raises:
+        TypeError: ``loss_fn`` makes no loss with a graph.
+
+    """
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad and not is_feedback(name)}
+    arguments = (model,) if takes_one(loss_fn) else ()
 
     def gradients() -> list[Tensor]:
         with unchanged(model), torch.enable_grad():
-            found = torch.autograd.grad(loss_fn(model), list(learned.values()), allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(learned.values(), found, strict=True)]
+            loss = loss_fn(*arguments)
+            if not isinstance(loss, Tensor) or not loss.requires_grad:
+                raise TypeError("loss_fn must compute a loss with a graph: a scalar tensor that needs a gradient.")
+            found = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
+        full = [torch.zeros_like(p) if g is None else g for p, g in zip(learned.values(), found, strict=True)]
+        peers.mean_(*full)
+        return full
 
+    if not learned:
+        return {}
     updates = gradients()
-    with feedback.exact():
+    with backpropagating(model):
         wanted = gradients()
-    sites = {}
-    if feedback.rule.own_feedback and not feedback.rule.direct:
-        for site in feedback.sites:
-            sites.setdefault(id(site.theta), site)
+    sites: dict[int, list[Site]] = {}
+    for site in feedback.sites if feedback and feedback.rule.own_feedback and not feedback.rule.direct else ():
+        if site.theta is not None and site.omega is not None:
+            sites.setdefault(id(site.theta), []).append(site)
     result = {}
-    for (name, parameter), pair in zip(learned.items(), update_alignment(updates, wanted), strict=True):
-        site = sites.get(id(parameter))
-        if site is None or site.omega is None:
-            result[name] = LayerAlignment(*pair)
+    for i, ((name, parameter), pair) in enumerate(zip(learned.items(), update_alignment(updates, wanted), strict=True)):
+        relative, maps = size(wanted[i], updates[i]), sites.get(id(parameter), [])
+        if not maps:
+            result[name] = LayerAlignment(*pair, update_size=relative)
             continue
-        theta, omega = parameter.detach(), site.omega.detach()
-        result[name] = LayerAlignment(*pair, angle(theta, omega).item(), distance(theta, omega).item(), site.mismatch())
+        theta, omega = parameter.detach(), maps[0].omega.detach()
+        weights = angle(theta, omega).item(), distance(theta, omega).item()
+        result[name] = LayerAlignment(*pair, *weights, max(site.mismatch() for site in maps), relative)
     return result
 
 
-def attached_angles(net: nn.Module, algo: Algorithm, x: Tensor, y: Tensor) -> dict[str, float]:
+def takes_one(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with one argument."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell
+        return True
+    return True
+
+
+def algorithm_alignment(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> dict[str, LayerAlignment]:
+    """See :func:`alignment`: the case of an algorithm on a plain module."""
+    algo.ready(x)
+    loss = partial(batch_loss, algo=algo, x=x, y=y)
+    return attached_alignment(net, algo.feedback, loss, algo.ranks.data)
+
+
+def batch_loss(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> Tensor:
+    """What ``algo.backward(x, y)`` differentiates; backpropagation's update is the gradient, attached or not."""
+    with backpropagating(net) if algo.rule is None else nullcontext():
+        return algo.loss(logits_of(net(x), net), y)
+
+
+def attached_angles(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> dict[str, float]:
     """Angle of every weight's update to the backprop gradient, for algorithms on plain modules; backpropagation's are 0."""
-    feedback = getattr(algo, "feedback", None)
     weights = [name for name, p in net.named_parameters() if p.requires_grad and p.dim() > 1 and not is_feedback(name)]
-    if feedback is None:
+    if algo.rule is None:
         return dict.fromkeys(weights, 0.0)
-    found = attached_alignment(net, feedback, lambda model: algo.loss(model(x), y))
+    found = algorithm_alignment(net, algo, x, y)
     return {name: found[name].update_angle for name in weights}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from targetprop.attach import coverage, tracking
 from targetprop.attach.function import is_positionwise
-from targetprop.attach.modules import KINDS, Attached, Broadcast, Link, attached_class, kind_of
+from targetprop.attach.modules import KINDS, Attached, Broadcast, Link, attached_class, is_feedback, kind_of, links_of
 from targetprop.attach.sites import Site, whole
 from targetprop.feedback import SOLVERS, FeedbackReport, Fixed
 from targetprop.feedback.memory import NEVER, Memory
@@ -117,8 +118,7 @@ def adopted(model: nn.Module, rule: Rule, solver: Any, seed: int) -> Feedback:
         ValueError: it was attached by another rule.
 
     """
-    links = {id(m._feedback): m._feedback for m in model.modules() if isinstance(m, Attached)}
-    for link in links.values():
+    for link in links_of(model):
         if link.rule != rule:
             raise ValueError(
                 f"the model is attached by {link.rule} already, got {rule}; call detach() of its feedback first, or attach by "
@@ -182,16 +182,20 @@ class Feedback:
         self._broadcast: Any = None
         self._reminder: tracking.Reminder | None = None
         self.sites: list[Site] = []
+        adopting = bool(links_of(model))
         self._modules, left_out = self._take(only, skip, gains, beta)
         if not self._modules:
             raise ValueError(
                 f"{type(model).__name__} has no module with a linear map to attach (only={only!r}, skip={skip!r}); such are "
                 "nn.Linear, convolutions, nn.MultiheadAttention, and what targetprop.register was told."
             )
+        self._link.handle = weakref.ref(self)
         self._ignored_before = list(getattr(model, "_ddp_params_and_buffers_to_ignore", []))
         try:
             coverage.report(coverage.refused(model, left_out), strict)
             reads, shapes, last = set(), {}, None
+            if adopting and rule.own_feedback:  # what only read data when the model was attached has no ω, and needs none
+                reads = {id(m) for m in self._modules.values() if not any(map(is_feedback, m._parameters))}
             if example_inputs:
                 reads, shapes, last = self._look(example_inputs, left_out, strict)
             else:
@@ -213,7 +217,7 @@ class Feedback:
         """Make the model's maps attached modules; returns them and the names of those that the user left out."""
         taken, left_out = {}, []
         link = next((m._feedback for m in self.model.modules() if isinstance(m, Attached)), None)
-        self._link = link or Link(self.rule, beta=beta)
+        self._link = link or Link(self.rule, self.rule.direct, beta=beta)
         for name, module in self.model.named_modules():
             kind = kind_of(module)
             if link is not None:
@@ -308,6 +312,11 @@ class Feedback:
         if x is None:
             raise ValueError(f"'{site.name}' was not reached by the example inputs, so its direct feedback has no shape.")
         per_position = is_positionwise(error, x)
+        if not per_position and error[0] != x[0]:
+            raise ValueError(
+                f"'{site.name}' reads {tuple(x)} while the output's error is {tuple(error)}; direct feedback alignment needs "
+                "the samples in the first dimension of both (batch_first=True, say)."
+            )
         shape = (error[-1], x[-1]) if per_position else (error[1:].numel(), x.numel() // error[0])
         generator = Generator().manual_seed(mixed(self.seed, key_of(site.name)))
         return self.rule.initial(shape, generator).to(like)
@@ -481,6 +490,16 @@ class Feedback:
         if self.rule.direct:
             raise ValueError("direct feedback alignment sends errors past the maps: its ω have no θ to be compared with.")
         return {site.name: site.mismatch() for site in self.sites if site.omega is not None}
+
+    @property
+    def beta(self) -> float | None:
+        """The nudge of activations; None for an infinitesimal one."""
+        return self._link.beta
+
+    @property
+    def followed(self) -> bool:
+        """Whether an optimizer is followed."""
+        return bool(self._followed)
 
     @property
     def maps(self) -> dict[str, nn.Module]:

@@ -7,7 +7,8 @@ subclass stay what they were; ω is one more parameter of the module.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +28,26 @@ class Link:
 
     Attributes:
         rule: what their maps send back.
+        direct: as the rule has it, also while the example inputs run by another.
         exact: backpropagate for now.
         stale: weights were loaded without their ω, so every map must be probed.
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
+        handle: a weak reference to the model's ``Feedback``, while there is one; copies of the model have none.
 
     """
 
     rule: Rule
+    direct: bool = False
     exact: bool = False
     stale: bool = False
     beta: float | None = None
     error: Tensor | None = field(default=None, repr=False)
+    handle: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the error of a pass that is over."""
-        return self.__dict__ | {"error": None}
+        """Without the error of a pass that is over, and without the handle, which is another model's."""
+        return self.__dict__ | {"error": None, "handle": None}
 
 
 def rebuilt(base: type[nn.Module], kind: str) -> nn.Module:
@@ -102,6 +107,25 @@ class Attached(nn.Module):
     def _passes(self, x: Tensor) -> bool:
         """Whether this call is the plain module's: nothing is sent back, or backpropagation is asked for."""
         return self._feedback.exact or not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def links_of(model: nn.Module) -> list[Link]:
+    """What the attached modules of a model share: one link, or none where nothing is attached."""
+    return list({id(m._feedback): m._feedback for m in model.modules() if isinstance(m, Attached)}.values())
+
+
+@contextmanager
+def backpropagating(model: nn.Module) -> Iterator[None]:
+    """Within it the model's forward and backward are the plain model's, attached or not."""
+    links = links_of(model)
+    before = [link.exact for link in links]
+    for link in links:
+        link.exact = True
+    try:
+        yield
+    finally:
+        for link, exact in zip(links, before, strict=True):
+            link.exact = exact
 
 
 class Broadcast:
@@ -301,7 +325,9 @@ class AttachedAttention(Attached):
             q, k, v = (x.view(batch, heads, -1, size) for x in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal)
             out = out.permute(2, 0, 1, 3).reshape(length, batch, self.embed_dim)
-        out = self.out_proj(out)
+        if self._feedback.direct and self.batch_first and batched:  # an error finds its sample in the first dimension
+            return self.out_proj(out.transpose(0, 1)), weights
+        out = self.out_proj(out)  # laid out as the plain module has it, by which a dropout that follows draws its numbers
         if not batched:
             return out.squeeze(1), None if weights is None else weights.squeeze(0)
         return (out.transpose(0, 1) if self.batch_first else out), weights
@@ -316,7 +342,9 @@ class AttachedAttention(Attached):
         if not x.requires_grad:
             return F.linear(x, weight, bias)
         if self._feedback.rule.direct:
-            return self._direct(F.linear(x.detach(), weight, bias), x, f"{letter}_proj_feedback_weight")
+            x = x.transpose(0, 1) if self.batch_first else x  # as the user's model lays them, for an error to find its sample
+            y = self._direct(F.linear(x.detach(), weight, bias), x, f"{letter}_proj_feedback_weight")
+            return y.transpose(0, 1) if self.batch_first else y
         if not packed:
             return function.linear(x, weight, bias, self._sent(weight, f"{letter}_proj_feedback_weight"))
         return function.linear(x, weight, bias, self._sent(self.in_proj_weight, "in_proj_feedback_weight")[part])

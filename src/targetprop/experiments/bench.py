@@ -38,6 +38,7 @@ from targetprop.training.checkpoint import write_text
 from targetprop.training.config import ConfigError, MemoryFormat, Precision
 from targetprop.training.device import layout, pick_device, prepare, weight_dtype
 from targetprop.training.logging import environment
+from targetprop.training.runner import build_model
 
 PAPER_PRESETS = {"simple_vgg": "cifar10-vgg-ldrl-paper", "lenet": "cifar10-lenet-ldrl-paper"}
 CONTENDERS = {
@@ -67,9 +68,10 @@ class Setting:
     """What the contenders train.
 
     Attributes:
-        network: one of ``NETWORKS``.
+        network: one of ``NETWORKS``, or ``package.module:make``.
         channels: its widths; default its own.
         batch_size: of training.
+        options: of a model of ``targetprop.models`` or of the user's own, as in the configuration of a run.
         compiled: "plain" and "attach" run through torch.compile.
         device: "auto", "cpu", "cuda", ...
         precision: as in the configuration of a run.
@@ -82,6 +84,7 @@ class Setting:
     network: str = "simple_vgg"
     channels: tuple[int, ...] | None = None
     batch_size: int = 128
+    options: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False
     device: str = "auto"
     precision: Precision = "float32"
@@ -170,12 +173,13 @@ def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int
     if kind not in ("plain", "attach") and setting.network not in networks.NETWORKS:
         raise ConfigError(f"'{kind}' needs a paired network, got '{setting.network}'; time 'plain' and 'attach' on it.")
     torch.manual_seed(0)
-    widths: dict[str, Any] = {"channels": setting.channels} if setting.channels else {}
-    make = NETWORKS if kind in ("plain", "attach") else networks.NETWORKS
-    feedback: dict[str, Any] = {"feedback": "mirror"} if kind == "paper" else {}
-    net: Any = prepare(
-        make[setting.network](in_shape, classes, **widths, **feedback), device, setting.precision, setting.memory_format
-    )
+    if kind in ("plain", "attach"):
+        made = plain_network(setting, in_shape, classes)
+    else:
+        widths: dict[str, Any] = {"channels": setting.channels} if setting.channels else {}
+        feedback: dict[str, Any] = {"feedback": "mirror"} if kind == "paper" else {}
+        made = networks.NETWORKS[setting.network](in_shape, classes, **widths, **feedback)
+    net: Any = prepare(made, device, setting.precision, setting.memory_format)
     optimizer = torch.optim.SGD(net.parameters(), setting.lr, momentum=0.9, weight_decay=1e-4)
     if kind in ("plain", "attach"):
         feedback_of = attach(net, *example(setting, in_shape, device)) if kind == "attach" else None
@@ -199,6 +203,26 @@ def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int
         return sum(layer.iterations for layer in report.feedback.values())
 
     return Contender(name, net, algo, step, *(SLOW if kind == "paper" else FAST))
+
+
+def plain_network(setting: Setting, in_shape: Sequence[int], classes: int) -> nn.Module:
+    """The module to time, before it is paired or attached.
+
+    Raises:
+        ConfigError: there is none of that name, or it takes no such settings.
+
+    """
+    name = setting.network
+    if name in NETWORKS and name not in MODELS:
+        if setting.options:
+            raise ConfigError(f"network '{name}' takes --channels, but no network.options; got {', '.join(setting.options)}.")
+        return NETWORKS[name](in_shape, classes, **({"channels": setting.channels} if setting.channels else {}))
+    if ":" not in name and name not in MODELS:
+        raise ConfigError(f"unknown network '{name}'; {config.nearest(name, list(NETWORKS))}")
+    if setting.channels:
+        raise ConfigError(f"--channels are those of paired networks, got '{name}'; give --network.options.KEY instead.")
+    chosen = config.build([("network.name", name), ("network.options", setting.options)])
+    return build_model(chosen, in_shape, classes)
 
 
 def example(setting: Setting, in_shape: Sequence[int], device: torch.device) -> tuple[Tensor]:
@@ -238,7 +262,7 @@ def stream(setting: Setting, dataset: Dataset, device: torch.device) -> Iterator
         drawn = (torch.randint(65, shape, generator=generator).to(device) for _ in itertools.count())
         return ((x, x.roll(-1, 1)) for x in drawn)
     images = dataclasses.replace(dataset.train, images=dataset.train.images.to(device), labels=dataset.train.labels.to(device))
-    net = NETWORKS[setting.network](dataset.in_shape, dataset.classes)
+    net = plain_network(setting, dataset.in_shape, dataset.classes)
     batches = Batches(
         images,
         dataset.mean,
@@ -324,7 +348,7 @@ def _peak_memory(name: str, setting: Setting, in_shape: tuple[int, ...], classes
     if setting.network == "char_gpt":
         x = y = torch.randint(65, (setting.batch_size, CONTEXT), device=device)
     else:
-        form = layout(NETWORKS[setting.network](in_shape, classes), setting.memory_format)
+        form = layout(plain_network(setting, in_shape, classes), setting.memory_format)
         x = torch.randn(setting.batch_size, *in_shape, dtype=weight_dtype(setting.precision), device=device)
         x, y = x.contiguous(memory_format=form), torch.randint(classes, (setting.batch_size,), device=device)
     for _ in range(steps if contestant.block > 1 else 1):

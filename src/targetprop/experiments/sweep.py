@@ -56,8 +56,8 @@ def cells(names: Sequence[str], seeds: int, settings: Sequence[tuple[str, Any]],
 
 def differences(a: Config, b: Config) -> str:
     """The keys in which two configurations differ, where the data lie apart."""
-    theirs = dict(config.flat(b.to_dict()))
-    return ", ".join(key for key, value in config.flat(a.to_dict()) if value != theirs[key] and key != "data.dir")
+    ours, theirs = (dict(config.flat(one.to_dict())) for one in (a, b))  # options of networks may be of one of them only
+    return ", ".join(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key != "data.dir")
 
 
 def run_cell(cell: Cell, follow: Callable[[runner.Session], None]) -> None:

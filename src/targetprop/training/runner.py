@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ import yaml
 from torch import Tensor, nn
 
 from targetprop import data, networks
-from targetprop.algorithms import ALGORITHMS, Algorithm, Report
+from targetprop.algorithms import ALGORITHMS, Algorithm, Attached, Report
 from targetprop.analysis.alignment import alignment_of_grad, attached_angles
 from targetprop.data import Batches, Dataset, Images
 from targetprop.feedback import SOLVERS
 from targetprop.models import MODELS
 from targetprop.pairing import Network
 from targetprop.ranks import Group, Ranks
+from targetprop.rules import RULES
 from targetprop.training import checkpoint
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import Config, ConfigError
@@ -125,7 +126,7 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
 
     """
     if config.network.name not in networks.NETWORKS:
-        return build_model(config, dataset)
+        return build_model(config, dataset.in_shape, dataset.classes)
     chosen = {"channels": config.network.channels, "activation": config.network.activation}
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     make = networks.NETWORKS[config.network.name]
@@ -155,22 +156,21 @@ def maker(name: str) -> Callable[..., Any]:
     if name in MODELS:
         return MODELS[name]
     module, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    if str(Path.cwd()) not in sys.path:  # and stays: the module may import others of that place when it runs
+        sys.path.insert(0, str(Path.cwd()))
     try:
         made = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's own code
         raise ConfigError(
-            f"network.name={name} cannot be imported ({error}); write package.module:make, importable from the working "
-            "directory."
+            f"network.name={name} cannot be imported ({type(error).__name__}: {error}); write package.module:make, importable "
+            "from the working directory."
         ) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
     if not callable(made):
         raise ConfigError(f"network.name={name} is {type(made).__name__}; expected a callable make(in_shape, classes, ...).")
     return made
 
 
-def build_model(config: Config, dataset: Dataset) -> nn.Module:
+def build_model(config: Config, in_shape: Sequence[int], classes: int) -> nn.Module:
     """A plain module, ours or the user's, run once to see that it gives logits.
 
     Raises:
@@ -180,31 +180,40 @@ def build_model(config: Config, dataset: Dataset) -> nn.Module:
     name, options = config.network.name, config.network.options
     make = maker(name)
     try:
-        net = make(dataset.in_shape, dataset.classes, **options)
+        net = make(in_shape, classes, **options)
     except Exception as error:  # the user's own code
-        given = ", ".join([str(dataset.in_shape), str(dataset.classes), *(f"{k}={v}" for k, v in options.items())])
+        given = ", ".join([str(in_shape), str(classes), *(f"{k}={v}" for k, v in options.items())])
         raise ConfigError(f"network '{name}' could not be made by make({given}): {type(error).__name__}: {error}") from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"network '{name}' made {type(net).__name__}, expected a torch.nn.Module.")
     mode = net.training
     try:
         with torch.no_grad():
-            logits = net.eval()(torch.zeros(2, *dataset.in_shape))
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"network '{name}' does not fit images of shape {dataset.in_shape}: {reason}") from error
+            logits = net.eval()(torch.zeros(2, *in_shape))
+    except Exception as error:  # the user's own code
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"network '{name}' does not fit images of shape {in_shape}: {reason}") from error
     net.train(mode)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (2, dataset.classes):
+    if shape != (2, classes):
         raise ConfigError(
-            f"network '{name}' made {shape} of 2 images, expected logits (2, {dataset.classes}); return a tensor of one row "
-            "a sample."
+            f"network '{name}' made {shape} of 2 images, expected logits (2, {classes}); return a tensor of one row a sample."
         )
     return net
 
 
-def build_algorithm(config: Config, net: nn.Module) -> Algorithm:
-    """The algorithm with its solver."""
+def over_own(rule: str, section: Any) -> Any:
+    """The solver of ``section``; where the rule has one of its kind, that one with what ``section`` changes."""
+    own: Any = RULES[rule]().solver() if rule in RULES else None
+    if type(own) is not type(section):
+        return section
+    default = type(section)()
+    changed = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    return dataclasses.replace(own, **{key: value for key, value in changed.items() if value != getattr(default, key)})
+
+
+def build_algorithm(config: Config, net: nn.Module, example: Tensor | None = None) -> Algorithm:
+    """The algorithm with its solver; ``example``: two images, by which a plain module is attached."""
     settings = config.algorithm
     kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing}
     kwargs |= {"seed": config.seed, "variant": settings.variant, **dataclasses.asdict(config.drl)}
@@ -213,10 +222,13 @@ def build_algorithm(config: Config, net: nn.Module) -> Algorithm:
     kind = ALGORITHMS[settings.name]
     taken = inspect.signature(kind).parameters
     names = {solver: name for name, solver in SOLVERS.items()}
-    solver = settings.solver or (names.get(getattr(kind, "default_solver", None)) if isinstance(net, Network) else None)
+    solver = settings.solver or names.get(getattr(kind, "default_solver", None))
     if solver is not None:
-        kwargs["solver"] = getattr(config, solver, None) or SOLVERS[solver]()
+        section = getattr(config, solver, None) or SOLVERS[solver]()
+        kwargs["solver"] = section if isinstance(net, Network) else over_own(kind.rule, section)
     kwargs = {key: value for key, value in kwargs.items() if key in taken}
+    if not isinstance(net, Network) and kind.rule is not None:
+        kwargs["example_inputs"] = () if example is None else (example,)
     try:
         return kind(net, **kwargs)
     except (ValueError, TypeError) as error:
@@ -256,7 +268,7 @@ def set_up(config: Config, folder: Path, ranks: Ranks = Ranks()) -> Session:  # 
     net = build_network(config, dataset)
     form = layout(net, config.memory_format)
     net = prepare(net, device, config.dtype, config.memory_format)
-    algo = build_algorithm(config, net)
+    algo = build_algorithm(config, net, torch.zeros(2, *dataset.in_shape, dtype=dtype, device=device))
     if config.compile != "off":
         algo.compile(config.compile)
     try:
@@ -334,10 +346,11 @@ def first_nonfinite(net: nn.Module, x: Tensor) -> str:
 
 def measure(session: Session, x: Tensor, y: Tensor) -> dict[str, float]:
     """Angle of each layer's update, as it stands in ``.grad``, to the backprop gradient of the same batch."""
-    if not isinstance(session.net, Network):
+    if isinstance(session.algo, Attached):
         return attached_angles(session.net, session.algo, x, y)
-    aligned = alignment_of_grad(session.net, session.algo, x, y)
-    return {name: angle for name, (angle, _) in zip(session.net.names, aligned, strict=True)}
+    net: Any = session.net
+    aligned = alignment_of_grad(net, session.algo, x, y)
+    return {name: angle for name, (angle, _) in zip(net.names, aligned, strict=True)}
 
 
 def save(session: Session, best: bool = False) -> None:
