@@ -81,9 +81,10 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Generator:
     return Generator(device).manual_seed(seed)
 
 
-def signs(count: int, seed: int) -> Tensor:
-    """``count`` independent ±1, drawn on the CPU so that every device sees the same."""
-    return torch.randint(2, (count,), generator=seeded(seed)).mul_(2).sub_(1)
+def signs(count: int, seed: int, like: Tensor) -> Tensor:
+    """``count`` independent ±1, drawn where ``like`` lies: a GPU need not wait for them."""
+    drawn = torch.randint(2, (count,), generator=seeded(seed, like.device), device=like.device)
+    return drawn.to(like.dtype).mul_(2).sub_(1)
 
 
 def hadamard(order: int, like: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def hadamard(order: int, like: Tensor) -> Tensor:
 def orthogonal_noise(inputs: int, seed: int, like: Tensor) -> Iterator[Tensor]:
     """Blocks of ±1 noise (rows, inputs), n rows in all, n the power of two from ``inputs`` on, whose εᵀε is n·1."""
     order = 1 << (inputs - 1).bit_length()
-    flip = signs(inputs, seed).to(like)
+    flip = signs(inputs, seed, like)
     base = hadamard(min(order, ROWS), like)
     coarse = hadamard(order // len(base), like)
     for row in coarse:  # H_n = H_coarse ⊗ H_base, one row of the left factor at a time
@@ -156,7 +157,7 @@ class Patch:
     def mismatch(self, seed: int) -> Tensor:
         """From the first rows of noise as :meth:`difference` would use."""
         inputs = self.omega.shape[-1]
-        noise = signs(MEASURED * inputs, seed).view(MEASURED, inputs).to(self.omega)
+        noise = signs(MEASURED * inputs, seed, self.omega).view(MEASURED, inputs)
         response = self.respond(noise)
         return relative((response - self.predict(noise, self.omega)).square().sum(), response.square().sum())
 

@@ -34,22 +34,14 @@ def correction(
     J_G = A_ωᵀS′ᵀ, so ‖A_ω − A_θ‖²_F = E‖r‖² is left; Δω descends its gradient, each kernel tap at the step 1/(D + d)
     that contracts the mean-square error most under white noise, d the fan-in and D the outputs that the tap feeds. A
     pre-activation responds linearly to ε: no small-noise limit is needed, and units that lose in pooling or are silent count.
-    A fully connected layer with at least 2·d samples is solved instead, Δω = corr(r, ε)(εᵀε)⁻¹, which leaves no error.
     θ is not read: all that comes of it is ``response``. With peers, ε is this process's part of ``samples`` samples.
     """
     samples = len(e) if samples is None else samples
     residual = response - layer.map.apply(e, omega)
     step = layer.map.correlate(residual, e, omega.shape)
-    gram = None
-    if solvable(layer, use, samples):
-        e = e.flatten(0, -2).to(omega.dtype)
-        gram = e.T @ e
     missed, whole = residual.square().sum(), response.square().sum()
-    peers.total_(step, gram, missed, whole)
-    if gram is not None:
-        step = torch.cholesky_solve(step.to(e.dtype).T, torch.linalg.cholesky_ex(gram)[0]).T
-    else:
-        step = step.div_(use.counts * samples + use.energy * use.fan_in)
+    peers.total_(step, missed, whole)
+    step = step.div_(use.counts * samples + use.energy * use.fan_in)
     # A layer whose weights are all zero has response 0 and nothing to match.
     return step, (missed / whole.clamp_min(torch.finfo(e.dtype).tiny)).sqrt()
 
@@ -77,35 +69,28 @@ def corrected(
     return correction(layer, omega, use, e, layer.respond(e), samples, peers)
 
 
-def solvable(layer: Layer, use: Taps, samples: int) -> bool:
-    """Whether so many samples of noise tell every weight, well conditioned: a vector a sample, and twice as many as inputs."""
-    inner = layer.map.inner if isinstance(layer.map, Reduced) else layer.map
-    return isinstance(inner, DenseMap) and use.positions == 1 and samples >= 2 * use.fan_in
-
-
 @dataclass(frozen=True)
 class PredictiveSolver:
     """Iterate ω ← ω + Δω until ‖r‖/‖a‖, which *is* the mismatch ‖A_ω − A_θ‖_F/‖A_θ‖_F, is under ``tolerance``.
 
-    The noise of the step vanishes at the optimum, so ω follows θ without a window of memory. A probe takes as many
-    samples of noise as give ``oversampling`` positions per weight of a unit: few where a layer has many positions, several
-    times the batch where it has one. The first batch is iterated until ``tolerance`` is met. Later a layer makes as many
+    The noise of the step vanishes at the optimum, so ω follows θ without a window of memory. A probe of a convolution or of a
+    dense map is exact (``targetprop.feedback.patches``). Other maps take as many samples of noise as give ``oversampling``
+    positions per weight of a unit. The first batch is iterated until ``tolerance`` is met. Later a layer makes as many
     iterations as its last mismatch asks for; that number was read from the device between batches, so no step waits for it.
 
     With ``tracking`` the algorithm gives ω and θ the same local increments through the user's optimizer (Kolen–Pollack;
     Akrout et al. 2019): the mismatch that probes have removed stays removed, and probes are needed every ``probe_every``
-    batches only, the layers in turn, or while the last one was over ``tolerance``.
+    batches and then ever more rarely, the layers in turn, or while the last mismatch was over ``tolerance``.
 
     Attributes:
         tolerance: the relative mismatch to reach.
         max_iterations: per layer and batch, after the first batch.
         first_iterations: the same on the first batch.
-        oversampling: positions per iteration over d = k²·C_in.
-        max_samples: noise samples per iteration at most.
+        oversampling: positions per iteration over d = k²·C_in, for registered maps.
+        max_samples: noise samples per iteration at most, likewise.
         tracking: give ω the increments of θ.
-        probe_every: batches between probes of a layer under tolerance; 1 without tracking.
-        probe_every_at_most: an attached map that stays under tolerance is probed ever more rarely, the interval doubling up to
-            this.
+        probe_every: batches between the first probes of a layer under tolerance; 1 without tracking.
+        probe_every_at_most: up to which that interval doubles from probe to probe while the layer stays under tolerance.
 
     """
 
