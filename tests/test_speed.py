@@ -142,7 +142,7 @@ def test_a_step_never_makes_the_gpu_wait():
 
 def test_the_mismatch_of_a_probe_decides_the_next_batch():
     net, x, y = make("simple_vgg")
-    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(tolerance=0.05, max_iterations=7, probe_every=1000))
+    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(0.05, 7, patches=False, probe_every=1000))
     algo.backward(x, y)
     algo.settle()
     with torch.no_grad():

@@ -130,7 +130,7 @@ def solver_settings(text: str) -> dict[str, Any]:
         ConfigError: an unknown setting, or a value that is no number.
 
     """
-    known = {f.name: type(f.default) for f in dataclasses.fields(PredictiveSolver) if f.name != "tracking"}
+    known = {f.name: type(f.default) for f in dataclasses.fields(PredictiveSolver) if f.name not in ("patches", "tracking")}
     settings = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")

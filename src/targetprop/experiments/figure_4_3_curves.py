@@ -57,7 +57,7 @@ class Way:
         return spent / whole
 
 
-predictive = PredictiveSolver(max_iterations=1, first_iterations=1, tracking=False, tolerance=0.0)
+predictive = PredictiveSolver(max_iterations=1, first_iterations=1, patches=False, tracking=False, tolerance=0.0)
 WAYS = {
     "paper's solver": Way(paper, 4),
     "correlation": Way(CorrelationSolver(window=10**6), 2),

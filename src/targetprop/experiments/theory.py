@@ -117,7 +117,7 @@ def mismatch(settings: Result, data_dir: str | None, seed: int) -> Result:
     """‖A_ω − A_θ‖/‖A_θ‖ of a convolution after every iteration of each solver, and the predicted contraction."""
     x, _, shape, classes = batch(settings, data_dir, seed)
     solvers = {
-        "predictive": PredictiveSolver(0.0, 1, 1, tracking=False),
+        "predictive": PredictiveSolver(0.0, 1, 1, patches=False, tracking=False),
         "correlation": CorrelationSolver(window=10**6),
         "paper's SGD": SGDSolver(noise=0.1, lr=1e-3, iterations=1),
     }

@@ -9,9 +9,10 @@ from torch import Generator, Tensor
 
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe
-from targetprop.feedback.predictive import corrected
-from targetprop.feedback.solver import FeedbackReport, State, taps
+from targetprop.feedback.predictive import correction, patch_correction, unreduced
+from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
 from targetprop.layers import Layer, Trace
+from targetprop.maps import Conv2dMap, DenseMap
 from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
 
@@ -56,7 +57,11 @@ class CoupledSolver:
         for _ in range(count):
             kappa.mul_(1 - self.decay)
             layer.omega.mul_(1 - self.decay)
-            step, mismatch = corrected(layer, kappa, use, trace, samples, state, generator, peers)
+            if isinstance(unreduced(layer), (DenseMap, Conv2dMap)):
+                step, mismatch = patch_correction(layer, kappa, state, generator)
+            else:
+                e = noise_like(trace.input, generator, samples, peers)
+                step, mismatch = correction(layer, kappa, use, e, layer.respond(e), samples, peers)
             kappa.add_(step)
             layer.omega.add_(step)
         return FeedbackReport(count, mismatch=mismatch)

@@ -51,22 +51,17 @@ def unreduced(layer: Layer) -> LinearMap:
     return layer.map.inner if isinstance(layer.map, Reduced) else layer.map
 
 
-def corrected(
-    layer: Layer, omega: Tensor, use: Taps, trace: Trace, samples: int, state: State, generator: Generator, peers: Group
-) -> tuple[Tensor, Tensor]:
-    """Δω and the mismatch before it: exact by a patch probe for convolutions and dense maps, one step for other maps.
+def patch_correction(layer: Layer, omega: Tensor, state: State, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Δω that makes A_ω answer as A_θ does, and the mismatch before it, by a patch probe of a convolution or a dense map.
 
-    A patch probe is the same on all peers, whatever part of the batch is theirs. Its noise is numbered by ``state["probes"]``.
+    It is the same on all peers, whatever part of the batch is theirs. Its noise is numbered by ``state["probes"]``.
     """
+    state["probes"] = state.get("probes", 0) + 1
     linear = unreduced(layer)
-    if isinstance(linear, (DenseMap, Conv2dMap)):
-        state["probes"] = state.get("probes", 0) + 1
-        groups = linear.groups if isinstance(linear, Conv2dMap) else 1
-        theta, omega = (w.detach().reshape(groups, len(w) // groups, -1) for w in (layer.theta, omega))
-        step, mismatch = Patch(theta, omega).difference(mixed(generator.initial_seed(), state["probes"]))
-        return step.reshape(layer.theta.shape), mismatch
-    e = noise_like(trace.input, generator, samples, peers)
-    return correction(layer, omega, use, e, layer.respond(e), samples, peers)
+    groups = linear.groups if isinstance(linear, Conv2dMap) else 1
+    theta, omega = (w.detach().reshape(groups, len(w) // groups, -1) for w in (layer.theta, omega))
+    step, mismatch = Patch(theta, omega).difference(mixed(generator.initial_seed(), state["probes"]))
+    return step.reshape(layer.theta.shape), mismatch
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,7 @@ class PredictiveSolver:
         first_iterations: the same on the first batch.
         oversampling: positions per iteration over d = k²·C_in, for registered maps.
         max_samples: noise samples per iteration at most, likewise.
+        patches: probe convolutions and dense maps by patches; else by noise shaped like their input, as other maps.
         tracking: give ω the increments of θ.
         probe_every: batches between the first probes of a layer under tolerance; 1 without tracking.
         probe_every_at_most: up to which that interval doubles from probe to probe while the layer stays under tolerance.
@@ -99,6 +95,7 @@ class PredictiveSolver:
     first_iterations: int = 1000
     oversampling: float = 2.0
     max_samples: int = 1024
+    patches: bool = True
     tracking: bool = True
     probe_every: int = 10
     probe_every_at_most: int = 1000
@@ -116,12 +113,17 @@ class PredictiveSolver:
             )
         use = Taps(**{name: state[name] for name in ("counts", "positions", "fan_in", "energy")})
         samples = use.samples(self.oversampling, self.max_samples)
-        contraction = 0.0 if isinstance(unreduced(layer), (DenseMap, Conv2dMap)) else use.contraction(samples)
+        patch = self.patches and isinstance(unreduced(layer), (DenseMap, Conv2dMap))
+        contraction = 0.0 if patch else use.contraction(samples)
 
         def iterate(count: int) -> list[Tensor]:
             found = []
             for _ in range(count):
-                step, mismatch = corrected(layer, layer.omega, use, trace, samples, state, generator, peers)
+                if patch:
+                    step, mismatch = patch_correction(layer, layer.omega, state, generator)
+                else:
+                    e = noise_like(trace.input, generator, samples, peers)
+                    step, mismatch = correction(layer, layer.omega, use, e, layer.respond(e), samples, peers)
                 layer.omega.add_(step)
                 found.append(mismatch)
             return found
