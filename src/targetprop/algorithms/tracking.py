@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from targetprop.attach.tracking import with_gradients
 from targetprop.pairing import Network
 
 _living: weakref.WeakSet[Tracking] = weakref.WeakSet()
@@ -50,22 +52,8 @@ class Tracking:
 
 
 def begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-    """Copy gradients now, or after each call of a closure that makes them."""
-    if not _living:
-        return None
-    closure: Callable[[], Any] | None = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
-        copy(optimizer)
-        return None
-
-    def then_copied() -> Any:
-        found = closure()
-        copy(optimizer)
-        return found
-
-    if "closure" in kwargs:
-        return args, kwargs | {"closure": then_copied}
-    return (*args[:1], then_copied, *args[2:]), kwargs
+    """Copy gradients when they are finished."""
+    return with_gradients(partial(copy, optimizer), args, kwargs) if _living else None
 
 
 def copy(optimizer: Optimizer) -> None:

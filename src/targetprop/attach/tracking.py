@@ -68,6 +68,33 @@ def leave(optimizer: Optimizer, omegas: Iterable[nn.Parameter]) -> None:
         optimizer.state.pop(omega, None)
 
 
+def with_gradients(act: Callable[[], None], args: Any, kwargs: Any) -> Any:
+    """Call ``act`` when the gradients of a step are finished: now, or after each call of the closure that makes them.
+
+    Args:
+        act: what to do.
+        args: those of ``optimizer.step``, the optimizer first.
+        kwargs: likewise.
+
+    Returns:
+        what the hook of a step returns: None, or the arguments to use instead.
+
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        act()
+        return None
+
+    def then_act() -> Any:
+        found = closure()
+        act()
+        return found
+
+    if "closure" in kwargs:
+        return args, kwargs | {"closure": then_act}
+    return (*args[:1], then_act, *args[2:]), kwargs
+
+
 class Step:
     """The hooks of one optimizer: copy gradients when its step begins, clear them and probe when it ends."""
 
@@ -86,19 +113,7 @@ class Step:
                 "attach(beta=...) sends finite differences, which a gradient scaler would enlarge: train in float32 or "
                 "bfloat16 without a scaler, or leave beta out."
             )
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self.copy()
-            return None
-
-        def then_copied():
-            found = closure()
-            self.copy()
-            return found
-
-        if "closure" in kwargs:
-            return args, kwargs | {"closure": then_copied}
-        return (*args[:1], then_copied, *args[2:]), kwargs
+        return with_gradients(self.copy, args, kwargs)
 
     def copy(self) -> None:
         """∇ω := ∇θ for every tracked map of this optimizer."""
