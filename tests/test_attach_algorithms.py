@@ -283,3 +283,12 @@ def test_foreign_state_and_layer_ranks_are_refused():
     two.size = 2
     with pytest.raises(ValueError, match="ldrl on a plain module probes every map in every process, so 2 processes"):
         algo.distribute(tp.ranks.Ranks(two, tp.ranks.ALONE, two))
+
+
+def test_kolen_pollack_without_follow_is_told_of():
+    """Nothing but tracking could teach it, so probing in ``backward`` would hide that it learns nothing."""
+    model, x, _ = models.make("resnet_basic", torch.float32)
+    algo = algorithms.KolenPollack(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, weight_decay=0.01)
+    with pytest.warns(UserWarning, match=r"its feedback learns nothing: call feedback\.follow\(optimizer\)"):
+        steps(algo, optimizer, x, torch.arange(len(x)) % models.CLASSES, 3)
