@@ -1,6 +1,8 @@
 """The handle that ``attach`` returns: tracking, probes, rules, coverage, copies, errors."""
 
 import copy
+import doctest
+import importlib
 import itertools
 import math
 import subprocess
@@ -777,3 +779,10 @@ def test_importing_the_library_loads_torch_and_the_standard_library_alone():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["targetprop"]
+
+
+@pytest.mark.parametrize("module", ["targetprop.attach.handle", "targetprop.rules"])
+def test_examples_of_docstrings_run(module):
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -83,7 +83,7 @@ def attach(
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
         >>> feedback = tp.attach(model, torch.randn(2, 8))
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        >>> feedback.follow(optimizer)
+        >>> optimizer = feedback.follow(optimizer)
         >>> x, y = torch.randn(32, 8), torch.randint(4, (32,))
         >>> torch.nn.functional.cross_entropy(model(x), y).backward()
         >>> optimizer.step()
