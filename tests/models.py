@@ -350,7 +350,7 @@ def wrong(name, dtype=torch.float64, **settings):
     """A model whose ω have nothing to do with θ, without dropout, so that every pass is the same."""
     model, x, loss = make(name, dtype)
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
