@@ -78,7 +78,8 @@ def test_wrong_feedback_is_wrong_on_every_way(name):
     try:
         wanted = gradients(model, x, loss)
         with feedback.exact():
-            assert distance(gradients(model, x, loss), wanted) > 0.1
+            backprop = gradients(model, x, loss)
+            assert distance(backprop, wanted) > 0.1
         torch._dynamo.reset()
         assert distance(gradients(model, x, loss, torch.compile(model, fullgraph=True)), wanted) < 1e-3
         torch._dynamo.reset()
@@ -92,7 +93,9 @@ def test_wrong_feedback_is_wrong_on_every_way(name):
                 with torch.autocast("cuda", dtype):
                     return model(x)
 
-            assert far(gradients(model, x, loss, run), wanted) < 0.1
+            with feedback.exact():
+                error = far(gradients(model, x, loss, run), backprop)  # what the precision costs backprop itself
+            assert far(gradients(model, x, loss, run), wanted) < 0.02 + 2 * error
         scaler = torch.amp.GradScaler("cuda", init_scale=256.0)
         optimizer = torch.optim.SGD(model.parameters(), 1.0)
         before = {key: p.detach().clone() for key, p in model.named_parameters()}

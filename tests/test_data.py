@@ -268,7 +268,12 @@ def test_layouts_of_the_larger_sets(monkeypatch, tmp_path, name):
     if name == "imagenet32":
         for file in source.layouts[0]:
             (tmp_path / file.name).write_bytes(npz_of(data=RECORDS[:, 1:], labels=LABELS.astype(int) + 1))
-        assert (len(load(name, tmp_path).train), len(load(name, tmp_path).test)) == (120, 12)
+        data = load(name, tmp_path)
+        assert (len(data.train), len(data.test), data.classes) == (120, 12, LABELS.max() + 1)
+        test = source.layouts[0][-1].name
+        (tmp_path / test).write_bytes(npz_of(data=RECORDS[:, 1:], labels=LABELS.astype(int) + 2))
+        with pytest.raises(DataError, match="among the test images only"):
+            load(name, tmp_path)
         return
     bare = tuple(tuple(replace(f, digest=None) for f in files) for files in source.layouts)
     monkeypatch.setitem(catalogue.SOURCES, name, replace(source, layouts=bare))

@@ -272,6 +272,8 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
         folder: where its files lie; default ``default_folder()``. For ``"folder"`` the root of the images.
         image_size: for ``"folder"``, the size to bring every image to.
 
+    The number of classes of ``"imagenet32"`` is that of its training labels, so that subsets of it are read as they are.
+
     Raises:
         DataError: unknown, missing, truncated or altered; one sentence that names the file and the remedy.
 
@@ -297,7 +299,13 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
         for path, file in zip(paths, files, strict=True):
             verify(path, file)
         train, test = about.read(paths, about.classes)  # type: ignore[misc]
-    return Dataset(name, train, test, about.classes, about.mean, about.std)
+    # a subset of ImageNet's classes comes in the same files: the training labels say how many there are
+    classes = int(train.labels.max()) + 1 if name == "imagenet32" else about.classes
+    if int(test.labels.max()) >= classes:
+        raise DataError(
+            f"{folder}: label {int(test.labels.max())} occurs among the test images only; training has {classes} classes."
+        )
+    return Dataset(name, train, test, classes, about.mean, about.std)
 
 
 def _digits() -> tuple[Images, Images]:
