@@ -58,7 +58,7 @@ def symmetric(net):
     """Set every ω to θ."""
     with torch.no_grad():
         for layer in net.layers:
-            if layer.feedback_map is not None:
+            if layer.has_feedback:
                 layer.omega.copy_(layer.theta)
     return net
 
@@ -71,7 +71,7 @@ SETTINGS = {
     "predictive": dict(max_iterations=2, first_iterations=3),
     "coupled": dict(iterations=2, first_iterations=3),
 }
-CASES = {name: lambda net, make=kind, **k: make(net, **k) for name, kind in ALGORITHMS.items() if name != "sign_symmetry"} | {
+CASES = {name: lambda net, make=kind, **k: make(net, **k) for name, kind in ALGORITHMS.items()} | {
     f"ldrl-{name}": lambda net, kind=kind, name=name, **k: tp.algorithms.LDRL(net, solver=kind(**SETTINGS.get(name, {})), **k)
     for name, kind in SOLVERS.items()
 }

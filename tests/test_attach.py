@@ -315,8 +315,8 @@ def test_direct_feedback_alignment_is_its_formula():
         a = torch.tanh(model[0](x))
         b = torch.tanh(model[2](a))
         error = (torch.softmax(model[4](b), 1) - F.one_hot(y, 3)) / len(x)
-        second = error @ model[4].feedback_weight * (1 - b**2)
-        first = error @ model[2].feedback_weight * (1 - a**2)
+        second = error @ model[4].direct_feedback_weight * (1 - b**2)
+        first = error @ model[2].direct_feedback_weight * (1 - a**2)
     torch.testing.assert_close(model[4].weight.grad, error.T @ b)
     torch.testing.assert_close(model[2].weight.grad, second.T @ a)
     torch.testing.assert_close(model[0].weight.grad, first.T @ x)
@@ -383,7 +383,7 @@ def test_direct_feedback_alignment_of_an_attention_to_something_else(settings):
     model, x = Cross(), torch.randn(6, 5, 3)
     tp.attach(model, x, rule="direct_feedback_alignment")
     nn.functional.cross_entropy(model(x), torch.arange(6) % 5).backward()
-    assert model.attention.k_proj_feedback_weight.shape == (5, 3 * settings.get("kdim", 8))
+    assert model.attention.direct_k_proj_feedback_weight.shape == (5, 3 * settings.get("kdim", 8))
     assert model.key.weight.grad.norm() > 0
 
 

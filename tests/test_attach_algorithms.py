@@ -8,7 +8,7 @@ from torch import nn
 
 import models
 import targetprop as tp
-from cases import CARRIED, PLACES, carried
+from cases import CARRIED, PLACES, carried, make
 from models import collected, distance
 from targetprop import algorithms
 from targetprop.algorithms.attached import forward_parameters
@@ -102,12 +102,50 @@ def test_explicit_algorithms_say_that_they_need_a_pair(name):
         algorithms.ALGORITHMS[name](nn.Linear(2, 2))
 
 
-def test_paired_networks_are_not_attached():
-    net = tp.networks.mlp((2,), 2, (4,))
-    with pytest.raises(ValueError, match=r"holds a network of targetprop\.pair"):
-        tp.attach(net)
-    with pytest.raises(TypeError, match=r"not a network of targetprop\.pair"):
-        algorithms.SignSymmetry(net)
+def test_attaching_a_paired_network_uses_the_feedback_of_its_layers():
+    net, x, y = make("resnet18", torch.float64)
+    omegas = [layer.omega for layer in net.layers[1:]]
+    values = [omega.detach().clone() for omega in omegas]
+    feedback = tp.attach(net, x, rule="feedback_alignment")
+    nn.functional.cross_entropy(net(x), y).backward()
+    feedback.detach()
+    assert all(layer.omega is omega for layer, omega in zip(net.layers[1:], omegas, strict=True))
+    assert all(torch.equal(omega, value) for omega, value in zip(omegas, values, strict=True))
+    attached = [p.grad.clone() for p in net.forward_parameters()]
+    net.zero_grad()
+    algorithms.LDRL(net, beta=1e-6, solver=Fixed()).backward(x, y)  # the other engine, with the same ω
+    explicit = [p.grad for p in net.forward_parameters()]
+    assert distance(dict(enumerate(explicit)), dict(enumerate(attached))) < 1e-5
+
+
+@pytest.mark.parametrize("settings", [dict(gains="learned"), dict(beta=0.1)])
+def test_attaching_a_paired_network_refuses_what_its_layers_do_themselves(settings):
+    with pytest.raises(ValueError, match="would change nothing"):
+        tp.attach(tp.networks.mlp((2,), 2, (4,)), **settings)
+
+
+def test_beta_of_an_error_carrying_rule_on_a_paired_network_is_refused():
+    with pytest.raises(ValueError, match=r"so beta=0\.1 would change nothing"):
+        algorithms.FeedbackAlignment(tp.networks.mlp((2,), 2, (4,)), beta=0.1)
+
+
+def test_sign_symmetry_of_a_paired_network_draws_sizes():
+    net, x, y = make("mlp")
+    algorithms.SignSymmetry(net, variant="frSF").backward(x, y)
+    assert all((layer.omega >= 0).all() for layer in net.layers[1:])
+
+
+def test_a_copied_paired_network_keeps_its_attached_feedback():
+    net, x, y = make("lenet")
+    algorithms.FeedbackAlignment(net).backward(x, y)
+    other = copy.deepcopy(net)
+    net.zero_grad()
+    other.zero_grad()
+    algorithms.FeedbackAlignment(net).backward(x, y)
+    algorithms.FeedbackAlignment(other).backward(x, y)
+    for a, b in zip(net.forward_parameters(), other.forward_parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+        assert a is not b
 
 
 def test_data_parallel_wrappers_get_one_sentence():
@@ -128,7 +166,7 @@ def test_both_engines_agree_as_the_nudge_vanishes(random):
     explicit = algorithms.LDRL(net, beta=1e-6, solver=Fixed() if random else Symmetric())
     feedback = tp.attach(plain, rule="feedback_alignment" if random else "symmetric")
     if random:
-        paired = [layer for layer in net.layers if layer.feedback_map is not None]
+        paired = [layer for layer in net.layers if layer.has_feedback]
         with torch.no_grad():
             for site, layer in zip(feedback.sites[1:], paired, strict=True):
                 site.omega.copy_(layer.omega)

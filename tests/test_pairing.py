@@ -17,7 +17,7 @@ def test_pairing_keeps_the_users_modules_and_function():
     assert net.layers[0].theta is modules[0].weight
     torch.testing.assert_close(net(x), modules(x))
     assert net.names == ("conv_0", "fc_1")
-    assert net.layers[0].feedback_map is None
+    assert not net.layers[0].has_feedback
     assert net.layers[1].omega.shape == (4, 27)
     with pytest.raises(ValueError, match="no feedback weight"):
         _ = net.layers[0].omega

@@ -14,7 +14,7 @@ from targetprop.feedback.solver import taps
 
 def leaves_of(net, x):
     with torch.no_grad():
-        return [(la, t) for la, t in net.leaf_traces(net.trace(x)[1]) if la.feedback_map is not None]
+        return [(la, t) for la, t in net.leaf_traces(net.trace(x)[1]) if la.has_feedback]
 
 
 @pytest.mark.parametrize("name", ["simple_vgg", "lenet", "odd_convolutions", "resnet18", "mlp"])
@@ -150,7 +150,7 @@ def test_tracking_keeps_exact_feedback_exact_without_a_probe(name, optimizer):
         opt.step()
     assert (net.layers[-1].theta - start).norm() > 0.01
     for layer in net.layers:
-        if layer.feedback_map is not None:
+        if layer.has_feedback:
             assert (layer.omega - layer.theta).abs().max() < 1e-10
 
 

@@ -180,10 +180,10 @@ def test_plain_networks_compute_what_the_paired_ones_do(name):
     paired = tp.pair(module)
     torch.manual_seed(0)
     torch.testing.assert_close(built(x), paired(x), atol=0, rtol=0)
-    expected = torch.autograd.grad(F.cross_entropy(module(x), torch.tensor([0, 1, 2])), list(module.parameters()))
+    expected = torch.autograd.grad(F.cross_entropy(module(x), torch.tensor([0, 1, 2])), list(paired.forward_parameters()))
     paired.zero_grad()
     tp.algorithms.Backprop(paired).backward(x, torch.tensor([0, 1, 2]))
-    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+    for parameter, gradient in zip(paired.forward_parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
 

@@ -91,7 +91,7 @@ def test_every_preset_is_a_configuration_whose_network_fits_its_images(name):
     net = runner.build_network(chosen, images)
     runner.build_algorithm(chosen, net)
     if name.endswith("-paper"):
-        feedback_layers = sum(layer.feedback_map is not None for layer in net.layers)
+        feedback_layers = sum(layer.has_feedback for layer in net.layers)
         assert len(chosen.sgd.lr) == len(chosen.sgd.noise) == len(chosen.sgd.iterations) == feedback_layers
 
 

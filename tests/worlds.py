@@ -60,6 +60,7 @@ def train(case, name, ranks, steps=20):
     algo.distribute(ranks)
     lr = 1e-4 if case == "targetprop" else 0.02  # without difference correction updates are large
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, weight_decay=1e-3)
+    algo.follow(optimizer)
     generator, losses = torch.Generator().manual_seed(1), []
     for _ in range(steps):
         inputs = torch.randn(x.shape, dtype=x.dtype, generator=generator)

@@ -8,16 +8,11 @@ from targetprop.algorithms import (
     LDRL,
     Algorithm,
     Attached,
-    Backprop,
     DDTPLinear,
-    DirectFeedbackAlignment,
-    FeedbackAlignment,
     FixedWeightDTP,
     JacobianMatchingOracle,
-    KolenPollack,
     ParallelLDRL,
     TargetProp,
-    WeightMirror,
 )
 
 ENTRIES = {
@@ -97,7 +92,6 @@ ENTRIES = {
 }
 
 PAPERS: dict[type[Algorithm], tuple[str, ...]] = {
-    Backprop: ("rumelhart1986",),
     LDRL: ("ernoult2022",),
     DTP: ("lee2015",),
     TargetProp: ("bengio2014", "lee2015"),
@@ -106,10 +100,6 @@ PAPERS: dict[type[Algorithm], tuple[str, ...]] = {
     JacobianMatchingOracle: ("ernoult2022", "bao2024"),
     DRL: ("meulemans2020",),
     DDTPLinear: ("meulemans2020",),
-    FeedbackAlignment: ("lillicrap2016",),
-    DirectFeedbackAlignment: ("nokland2016",),
-    WeightMirror: ("akrout2019",),
-    KolenPollack: ("akrout2019",),
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.activations import Feedback
-from targetprop.maps import LinearMap, along, sum_to_bias
+from targetprop.maps import LinearMap, Reduced, along, is_feedback, sum_to_bias
 from targetprop.normalisation import BatchNorm, ParameterGradients
 from targetprop.stages import Stage, Step
 
@@ -62,23 +62,13 @@ Gradients = tuple[Tensor, Tensor | None, ParameterGradients]
 """On θ, on b, where the layer has one, and on the parameters of its batch normalisation."""
 
 
-class FeedbackMap(nn.Module):
-    """The weights ω (in the layout of θ) and bias b_ω of G; initialised as PyTorch initialises the paper's modules."""
-
-    def __init__(self, weight: Tensor, fan_in: int, bias: int):
-        """Draw ω shaped like ``weight``, and ``bias`` many biases, uniformly within ±1/√fan_in."""
-        super().__init__()
-        bound = 1 / math.sqrt(fan_in)
-        self.weight = nn.Parameter(torch.empty_like(weight).uniform_(-bound, bound))
-        self.bias = nn.Parameter(weight.new_empty(bias).uniform_(-bound, bound)) if bias else None
-
-
 class Layer(nn.Module):
     """A linear map, its stage and its feedback.
 
     Attributes:
-        forward_map: the module that holds θ and b, the user's own ``nn.Conv2d``, ``nn.Linear``, ...
-        feedback_map: holds ω and b_ω; None for a layer that reads the network's input, which needs no target.
+        forward_map: the module that holds θ and b, the user's own ``nn.Conv2d``, ``nn.Linear``, ...; it holds ω and b_ω too,
+            as ``feedback_weight`` and ``feedback_bias``, where ``targetprop.attach`` looks for them.
+        has_feedback: not so of a layer that reads the network's input, which needs no target.
         map: the products with A_w.
         stage: what follows the map.
         norms: the batch normalisations among its steps.
@@ -94,7 +84,9 @@ class Layer(nn.Module):
         self.map = linear
         self.stage = Stage(tuple(steps), kind)
         self.norms = nn.ModuleList(step.module for step in steps if isinstance(step, BatchNorm))
-        self.feedback_map = FeedbackMap(self.theta.detach(), *feedback_sizes(module)) if feedback else None
+        self.has_feedback = feedback
+        if feedback:
+            draw_feedback(module)
 
     @property
     def theta(self) -> nn.Parameter:
@@ -114,13 +106,35 @@ class Layer(nn.Module):
             ValueError: for a layer that reads the network's input.
 
         """
-        if self.feedback_map is None:
+        if not self.has_feedback:
             raise ValueError("a layer that reads the network's input has no feedback weight.")
-        return self.feedback_map.weight
+        return self.forward_map.feedback_weight  # type: ignore[return-value]
+
+    @property
+    def feedback_bias(self) -> nn.Parameter | None:
+        """b_ω, where there is one; it cancels in differences."""
+        return getattr(self.forward_map, "feedback_bias", None) if self.has_feedback else None
+
+    def forward_parameters(self) -> Iterator[nn.Parameter]:
+        """θ and b, and the parameters of its batch normalisation."""
+        yield from (p for name, p in self.forward_map.named_parameters() if not is_feedback(name))
+        yield from self.norms.parameters()
+
+    def feedback_parameters(self) -> Iterator[nn.Parameter]:
+        """ω and b_ω, where it has them."""
+        if self.has_feedback:
+            yield self.omega
+            if self.feedback_bias is not None:
+                yield self.feedback_bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """F(x), differentiable."""
-        s, saved = self.stage.forward(self.map.apply(x, self.theta, self.bias))
+        """F(x), differentiable; the module itself is called, so that an attached one sends back what its rule says."""
+        if isinstance(self.map, Reduced):
+            with torch.autocast(x.device.type, self.map.dtype):
+                c = self.forward_map(x)
+        else:
+            c = self.forward_map(x)
+        s, saved = self.stage.forward(c)
         self.stage.observe(saved)
         return s
 
@@ -144,7 +158,7 @@ class Layer(nn.Module):
     def reconstruct(self, trace: Trace, t: Tensor) -> Tensor:
         """G(t) = A_ωᵀ R(t) + b_ω."""
         r = self.feed_back(self.stage.lift(trace.saved, t), trace.input.shape)
-        b = None if self.feedback_map is None else self.feedback_map.bias
+        b = self.feedback_bias
         # A feedback bias has one entry per input channel: conv (B, C, ...) and linear (..., C) alike.
         return r if b is None else r + along(b, self.map.bias_dim, r.dim())
 
@@ -171,15 +185,11 @@ class Layer(nn.Module):
             if parameter.requires_grad:
                 accumulate(parameter, value)
 
-    def carry_error(self, trace: Trace, e: Tensor) -> Tensor:
-        """A_ωᵀ S′ᵀ e: an error carried to the input through ω."""
-        return self.feed_back(self.stage.vjp(trace.saved, e), trace.input.shape)
-
     def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, join: Join, learn: Learn) -> list[Any]:
         """What ``learn`` makes of the last difference, which gives way to that at the input; see ``chain_targets``."""
         trace, d = traces.pop(), differences.pop()
         learned = learn(self, trace, d)
-        if self.feedback_map is not None:
+        if self.has_feedback:
             differences.append(rule(self, trace, d))
         return [learned]
 
@@ -273,11 +283,6 @@ def join_differences(stage: Stage, trace: ResidualTrace, d: Tensor) -> Tensor:
     return stage.difference(trace.saved, trace.output, d)
 
 
-def join_errors(stage: Stage, trace: ResidualTrace, e: Tensor) -> Tensor:
-    """S′ᵀ e of the block's stage."""
-    return stage.vjp(trace.saved, e)
-
-
 def chain_targets(
     blocks: Iterable[Any], traces: list[Any], differences: list[Tensor], rule: Rule, join: Join, learn: Learn
 ) -> list[Any]:
@@ -290,6 +295,21 @@ def chain_targets(
     for block in reversed(list(blocks)):
         learned = block.targets(traces, differences, rule, join, learn) + learned
     return learned
+
+
+def draw_feedback(module: nn.Module) -> None:
+    """Give a module ω, in the layout of θ, and b_ω, drawn as PyTorch draws the paper's modules; those it has stay.
+
+    No gradient of autograd ever reaches them, as with ``targetprop.attach``.
+    """
+    if "feedback_weight" in module._parameters:
+        return
+    weight: Any = module.weight
+    fan_in, biases = feedback_sizes(module)
+    bound = 1 / math.sqrt(fan_in)
+    module.feedback_weight = nn.Parameter(torch.empty_like(weight.detach()).uniform_(-bound, bound), False)
+    if biases:
+        module.feedback_bias = nn.Parameter(weight.new_empty(biases).uniform_(-bound, bound), False)
 
 
 def feedback_sizes(module: nn.Module) -> tuple[int, int]:

@@ -191,6 +191,11 @@ class Reduced:
         return self.inner.correlate(e.to(self.dtype), x.to(self.dtype), shape)
 
 
+def is_feedback(key: str) -> bool:
+    """Whether the name of a parameter is that of feedback weights, biases or gains."""
+    return key.endswith(("feedback_weight", "feedback_bias", "feedback_gain"))
+
+
 def along(b: Tensor, dim: int, dims: int) -> Tensor:
     """The vector b shaped to broadcast along dimension ``dim`` of an array with ``dims`` dimensions."""
     return b.view([-1 if i == dim % dims else 1 for i in range(dims)])
@@ -234,7 +239,12 @@ def register(module_type: type[nn.Module], make: Callable[..., Callable[[Tensor,
     MAPS[module_type] = lambda module: AutogradMap(make(module), bias_dim)
 
 
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The type of a module, of an attached one that it had before."""
+    return getattr(module, "_feedback_base", type(module))
+
+
 def map_of(module: nn.Module) -> LinearMap | None:
     """The linear map of ``module``, or None where its exact type is not registered."""
-    make = MAPS.get(type(module))
+    make = MAPS.get(plain_type(module))
     return None if make is None else make(module)

@@ -72,29 +72,25 @@ class Network(nn.Module):
     def names(self) -> tuple[str, ...]:
         """A name per layer: its kind and its place."""
         kinds = {nn.Linear: "fc", nn.Conv2d: "conv"}
-        modules = [layer.forward_map for layer in self.layers]
-        return tuple(f"{kinds.get(type(m), type(m).__name__.lower())}_{i}" for i, m in enumerate(modules))
+        types = [maps.plain_type(layer.forward_map) for layer in self.layers]
+        return tuple(f"{kinds.get(t, t.__name__.lower())}_{i}" for i, t in enumerate(types))
 
     source: tuple[nn.Module, Feedback] | None = None
     """What ``pair`` made it of."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickled and copied as the module it was made of, and its feedback."""
+        """Pickled and copied as the module it was made of, which holds its feedback."""
         if self.source is None:
             return super().__reduce_ex__(protocol)
-        feedback = [(p.detach(), p.requires_grad) for p in self.feedback_parameters()]
         modes = [module.training for module in self.modules()]
         dtype = next((layer.map.dtype for layer in self.layers if isinstance(layer.map, maps.Reduced)), None)
-        return rebuilt, self.source, {"feedback": feedback, "modes": modes, "dtype": dtype}
+        return rebuilt, self.source, {"modes": modes, "dtype": dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up feedback, modes and products of the network that was pickled."""
-        if "feedback" not in state:
+        """Take up modes and products of the network that was pickled."""
+        if "modes" not in state:
             super().__setstate__(state)
             return
-        for parameter, (value, learns) in zip(self.feedback_parameters(), state["feedback"], strict=True):
-            parameter.data = value
-            parameter.requires_grad_(learns)
         for module, mode in zip(self.modules(), state["modes"], strict=True):
             module.training = mode
         if state["dtype"] is not None:
@@ -107,21 +103,25 @@ class Network(nn.Module):
             PairingError: a module has a hook, or a weight that something computes.
 
         """
+        self.refuse_hooked_norms()
         for name, layer in zip(self.names, self.layers, strict=True):
-            for module in (layer.forward_map, *layer.norms):
+            refuse_hooked(name, layer.forward_map)
+
+    def refuse_hooked_norms(self) -> None:
+        """The same of normalisations, which the network's own forward pass never calls either."""
+        for name, layer in zip(self.names, self.layers, strict=True):
+            for module in layer.norms:
                 refuse_hooked(name, module)
 
     def forward_parameters(self) -> Iterator[nn.Parameter]:
         """θ and b of every layer, and the parameters of its batch normalisation."""
         for layer in self.layers:
-            yield from layer.forward_map.parameters()
-            yield from layer.norms.parameters()
+            yield from layer.forward_parameters()
 
     def feedback_parameters(self) -> Iterator[nn.Parameter]:
         """ω and b_ω of every layer that has them."""
         for layer in self.layers:
-            if layer.feedback_map is not None:
-                yield from layer.feedback_map.parameters()
+            yield from layer.feedback_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits, differentiable by autograd."""
@@ -244,7 +244,7 @@ def refuse_hooked(name: str, module: nn.Module) -> None:
 
 
 def rebuilt(module: nn.Module, feedback: Feedback) -> Network:
-    """The network of an unpickled or copied module; its feedback comes with the state."""
+    """The network of an unpickled or copied module, which brings its feedback."""
     return pair(module, feedback)
 
 

@@ -1,22 +1,24 @@
 """Credit assignment rules, one a file; all share ``algo.backward(x, y) -> Report``."""
 
-from targetprop.algorithms.attached import Attached
+from targetprop import rules
+from targetprop.algorithms.attached import Attached, carried
 from targetprop.algorithms.backprop import Backprop
 from targetprop.algorithms.base import Algorithm, Report
 from targetprop.algorithms.ddtp_linear import DDTPLinear
-from targetprop.algorithms.direct_feedback_alignment import DirectFeedbackAlignment
 from targetprop.algorithms.drl import DRL
 from targetprop.algorithms.dtp import DTP
-from targetprop.algorithms.feedback_alignment import FeedbackAlignment
 from targetprop.algorithms.fixed_weight_dtp import FixedWeightDTP
 from targetprop.algorithms.jacobian_matching_oracle import JacobianMatchingOracle
-from targetprop.algorithms.kolen_pollack import KolenPollack
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.algorithms.parallel_ldrl import ParallelLDRL
-from targetprop.algorithms.sign_symmetry import SignSymmetry
 from targetprop.algorithms.table import table
 from targetprop.algorithms.targetprop import TargetProp
-from targetprop.algorithms.weight_mirror import WeightMirror
+
+FeedbackAlignment = carried(rules.FeedbackAlignment)
+DirectFeedbackAlignment = carried(rules.DirectFeedbackAlignment)
+WeightMirror = carried(rules.WeightMirror)
+KolenPollack = carried(rules.KolenPollack)
+SignSymmetry = carried(rules.SignSymmetry)
 
 ALGORITHMS = {
     "backprop": Backprop,

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from targetprop.algorithms.base import Algorithm, Loss, Report
+from targetprop.algorithms.base import Algorithm, Loss, Report, refuse_input_gradient
 from targetprop.attach import Feedback, attach
 from targetprop.attach.handle import solver_of
-from targetprop.attach.modules import backpropagating, is_feedback, links_of
-from targetprop.pairing import at_least_float32
-from targetprop.ranks import Ranks
-from targetprop.rules import Rule, rule_of
+from targetprop.attach.modules import backpropagating, links_of
+from targetprop.maps import is_feedback
+from targetprop.pairing import Network, at_least_float32
+from targetprop.rules import Rule
 
 
 class Attached(Algorithm):
@@ -24,47 +24,60 @@ class Attached(Algorithm):
 
         e^{n-1} = (∂ρ)ᵀ A_Bᵀ eⁿ,   ∇θⁿ = ∂⟨eⁿ, A_θ sⁿ⁻¹⟩/∂θⁿ,        B as the rule has it; θ itself for backpropagation
 
-    The named algorithms make one where the network is not one of ``targetprop.pair``: ``LDRL(resnet)``,
-    ``FeedbackAlignment(vit)``. L-DRL is taken at an infinitesimal nudge there unless a ``beta`` is given.
+    A network of ``targetprop.pair`` keeps its ω, unless the rule draws them by a law of its own.
 
     Attributes:
+        rule: what the maps send back; None for backpropagation.
         feedback: the handle; None for backpropagation, and for direct feedback alignment before its first batch.
 
     Example:
-        >>> algo = tp.algorithms.LDRL(model)
+        >>> algo = tp.algorithms.FeedbackAlignment(model)
         >>> algo.follow(optimizer)
         >>> report = algo.backward(x, y)
         >>> optimizer.step()
 
     """
 
+    any_module = True
+    rule_type: type[Rule] | None = None
+    """Of the rule; its fields are settings of the algorithm."""
+
     def __init__(
-        self, net: nn.Module, rule: str | Rule = "ldrl", loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0,
-        example_inputs: Sequence[Any] = (), **settings: Any,
+        self, net: nn.Module, solver: Any = None, seed: int | None = None, loss: str | Loss = "cross_entropy",
+        label_smoothing: float = 0.0, example_inputs: Sequence[Any] = (), beta: float | None = None, **fields: Any,
     ):  # fmt: skip
-        """Attach ``net`` by ``rule``, unless it is attached by it already: then its handle is used as it is.
+        """Attach ``net``, unless it is attached by the rule already: then its handle is used as it is.
 
         Args:
             net: any module.
-            rule: ``"backprop"`` or one of ``targetprop.rules``.
+            solver: how ω learn, as for ``attach``; default the rule's.
+            seed: of ω and of the noise; default 0.
             loss: as for every algorithm; it is given the logits, or the ``logits`` of a model's output.
             label_smoothing: as for every algorithm.
             example_inputs: as for ``attach``. Direct feedback alignment takes its first batch where there are none.
-            settings: solver, seed and beta, as for ``attach``.
+            beta: of activations given as modules, as for ``attach``.
+            fields: those of the rule, such as ``variant`` of sign symmetry.
 
         Raises:
+            TypeError: the rule has no such field.
             ValueError: the module is attached by another rule or with other settings, or what ``attach`` refuses.
 
         """
         super().__init__(net, loss, label_smoothing)  # type: ignore[arg-type]
-        self.rule = None if rule == "backprop" else rule_of(rule)
-        self.settings = settings
+        self.rule = None if self.rule_type is None else self.rule_type(**fields)
+        if beta is not None and isinstance(net, Network):
+            raise ValueError(
+                f"{type(self).__name__} carries errors through a network of targetprop.pair, so beta={beta} would change "
+                "nothing; leave it out."
+            )
+        given = {"solver": solver, "seed": seed, "beta": beta}
+        self.settings = {name: value for name, value in given.items() if value is not None}
         self.feedback: Feedback | None = None
         self._followed: list[Any] = []
         self._pending: dict[str, Any] = {}
         self._forward: Callable[[Tensor], Any] = net
         if self.rule is not None:
-            self.feedback = handle_of(net, self.rule, settings)
+            self.feedback = handle_of(net, self.rule, self.settings)
             if self.feedback is None and (example_inputs or not self.rule.direct):
                 self.attach(*example_inputs)
 
@@ -95,14 +108,17 @@ class Attached(Algorithm):
             return self._backward(x, y)
 
     def _backward(self, x: Tensor, y: Tensor) -> Report:
-        if len(x) == 0:
-            raise ValueError(f"a batch of shape {tuple(x.shape)} has no samples to learn from; leave it out.")
+        self.check(x)
+        if isinstance(self.net, Network):
+            self.net.refuse_hooked_norms()
+            if self.rule is not None:
+                refuse_input_gradient(x)
         self.ready(x)
         if self.feedback is not None and not self.feedback.followed and not self.feedback.rule.tracks:
             self.feedback.step()
         logits = logits_of(self._forward(x), self.net)
         loss = self.carry(self.loss(logits, y), [p for p in forward_parameters(self.net) if p.requires_grad])
-        return Report(loss, logits.detach(), dict(self.feedback.report) if self.feedback else {})
+        return Report(loss, logits.detach(), named_by_layer(self.net, self.feedback.report) if self.feedback else {})
 
     def follow(self, optimizer: Any) -> None:
         """Track and probe in the optimizer's steps."""
@@ -115,15 +131,6 @@ class Attached(Algorithm):
         if self.rule is not None and self.rule.direct:
             raise ValueError("direct feedback alignment hands errors around the graph and cannot be compiled; drop compile.")
         self._forward = torch.compile(self.net, mode=mode)  # type: ignore[assignment]
-
-    def distribute(self, ranks: Ranks) -> None:
-        """As for every algorithm; the maps are probed by all processes alike, so layers cannot be shared out."""
-        if ranks.layers.size > 1:
-            raise ValueError(
-                f"{self.name} on a plain module probes every map in every process, so {ranks.layers.size} processes cannot "
-                "share out the layers; share out the batch alone."
-            )
-        super().distribute(ranks)
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory, a copy; ω are in the module's own ``state_dict``, which is to be loaded first."""
@@ -144,6 +151,12 @@ class Attached(Algorithm):
             self.feedback.load_state_dict(copy.deepcopy(state["feedback"]))
 
 
+def carried(rule: type[Rule]) -> type[Attached]:
+    """The algorithm of a rule that autograd carries, named and described as the rule is."""
+    places = {"rule_type": rule, "__doc__": rule.__doc__, "__module__": "targetprop.algorithms"}
+    return type(rule.__name__, (Attached,), places)
+
+
 def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback | None:
     """The live handle of a module that is attached by ``rule``; None where there is none.
 
@@ -162,6 +175,15 @@ def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback 
         if value is not None and value != own.get(name):
             raise ValueError(f"the module is attached with other settings already, got {name}={value}; leave {name} out.")
     return found
+
+
+def named_by_layer(net: nn.Module, found: dict[str, Any]) -> dict[str, Any]:
+    """What was found per map or weight, under the names that a network of ``pair`` gives its layers."""
+    if not isinstance(net, Network):
+        return dict(found)
+    places = {id(layer.forward_map): name for layer, name in zip(net.layers, net.names, strict=True)}
+    names = {path: places[id(module)] for path, module in net.named_modules() if id(module) in places}
+    return {names.get(key.removesuffix(".weight"), key): value for key, value in found.items()}
 
 
 def logits_of(output: Any, net: nn.Module) -> Tensor:

@@ -12,17 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from typing_extensions import Self
 
 from targetprop.feedback import FeedbackReport
 from targetprop.layers import Gradients
 from targetprop.pairing import Network
 from targetprop.ranks import Ranks
-from targetprop.rules import SignSymmetry
 from targetprop.seeds import mixed
-
-NOT_YET = object()
-"""Stands for the network where a copy is made empty and filled afterwards."""
 
 DataParallels = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -64,47 +59,20 @@ class Algorithm(ABC):
     splits_layers = False
     """Whether processes can share out the layers whose feedback learns."""
 
-    rule: Any = None
-    """The rule of ``targetprop.attach`` that does the same on any module; None where autograd cannot carry it."""
+    elsewhere: type[Algorithm] | None = None
+    """The algorithm that the class's constructor makes on a module that is no network of ``targetprop.pair``."""
 
-    def __new__(cls, net: Any = NOT_YET, *args: Any, **kwargs: Any) -> Self:
-        """On a module that is no network of ``targetprop.pair`` the rule is carried by autograd.
+    any_module = False
+    """Whether it trains any module, or networks of ``targetprop.pair`` alone."""
 
-        The instance then is an ``Attached``, which takes ``example_inputs`` too.
-
-        Raises:
-            TypeError: autograd cannot carry it.
-
-        """
-        from targetprop.algorithms.attached import Attached
-
-        if net is NOT_YET or isinstance(net, Network) or issubclass(cls, Attached):
+    def __new__(cls, net: Any = None, *args: Any, example_inputs: Sequence[Any] = (), **kwargs: Any) -> Any:
+        """See ``elsewhere``, which a class derived from another does not inherit."""
+        other = vars(cls).get("elsewhere")
+        if other is None or isinstance(net, (Network, *DataParallels)) or not isinstance(net, nn.Module):
             return super().__new__(cls)
-        if isinstance(net, DataParallels):
-            raise TypeError(
-                f"{cls.__name__} averages gradients itself, got {type(net).__name__}; give it the module within and call "
-                "algo.distribute(ranks), or attach the module with targetprop.attach and keep loss.backward()."
-            )
-        if not isinstance(net, nn.Module):
-            raise TypeError(
-                f"{cls.__name__} trains a module, got {type(net).__name__}; build one, or pair(nn.Sequential(...))."
-            )
-        if not isinstance(vars(cls).get("rule"), str):  # an explicit algorithm derived from L-DRL is another one
-            raise TypeError(
-                f"{cls.__name__} needs explicit passes: make the network by targetprop.pair(nn.Sequential(...)), got "
-                f"{type(net).__name__}; Backprop, LDRL, FeedbackAlignment, DirectFeedbackAlignment, KolenPollack, "
-                "WeightMirror and SignSymmetry take any module."
-            )
-        example_inputs = kwargs.pop("example_inputs", ())
-        given = dict(inspect.signature(cls.__init__).bind(None, net, *args, **kwargs).arguments)
-        for name in ("self", "net"):
-            del given[name]
-        chosen: Any = cls.rule
-        if "variant" in given:
-            chosen = SignSymmetry(given.pop("variant"))
-        if cls.rule == "backprop":
-            given.pop("seed", None)
-        return Attached(net, chosen, example_inputs=example_inputs, **given)  # type: ignore[return-value]
+        given = inspect.signature(cls.__init__).bind(None, net, *args, **kwargs).arguments
+        settings = {name: value for name, value in given.items() if name not in ("self", "net")}
+        return other(net, example_inputs=example_inputs, **settings)
 
     def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
         """Bind the network and the loss.
@@ -115,7 +83,11 @@ class Algorithm(ABC):
                 function of (logits, y) that returns a batch mean.
             label_smoothing: of the cross-entropy.
 
+        Raises:
+            TypeError: the network is of another kind.
+
         """
+        demand_kind(type(self), net)
         self.net = net
         self.loss = loss_function(loss, label_smoothing)
         self.ranks = Ranks()
@@ -151,26 +123,14 @@ class Algorithm(ABC):
         self.ranks = ranks
 
     def check(self, x: Tensor) -> None:
-        """Refuse a batch that explicit passes would get wrong without a word.
+        """Refuse a batch that would be got wrong without a word.
 
         Raises:
-            ValueError: no samples; an input that needs a gradient; half-precision weights or autocast; a hooked module.
+            ValueError: no samples.
 
         """
         if len(x) == 0:
             raise ValueError(f"a batch of shape {tuple(x.shape)} has no samples to learn from; leave it out.")
-        if x.requires_grad:
-            raise ValueError(
-                "the input needs a gradient, which explicit passes do not compute; give x.detach(), or attach the plain "
-                "module (targetprop.attach) and keep loss.backward()."
-            )
-        short = next((p.dtype for p in self.net.parameters() if torch.finfo(p.dtype).bits < 32), None)
-        if short is not None or torch.is_autocast_enabled(x.device.type):
-            raise ValueError(
-                f"explicit passes need weights in float32 or float64 and no autocast, got {short or 'autocast'}; call "
-                "net.compute_in(torch.bfloat16) for products in a short format, or attach the plain module instead."
-            )
-        self.net.refuse_hooks()
         if self.ranks.world.size == 1 and not self._told and several_processes():
             self._told = True
             warnings.warn(
@@ -223,6 +183,59 @@ class Algorithm(ABC):
         """Restore what ``state_dict`` gave."""
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}.")
+
+
+def demand_kind(kind: type[Algorithm], net: Any) -> None:
+    """Refuse what an algorithm of ``kind`` cannot train.
+
+    Raises:
+        TypeError: no module, a wrapper that averages gradients, or no network of ``pair`` where it takes to be one.
+
+    """
+    if isinstance(net, DataParallels):
+        raise TypeError(
+            f"{kind.__name__} averages gradients itself, got {type(net).__name__}; give it the module within and call "
+            "algo.distribute(ranks), or attach the module with targetprop.attach and keep loss.backward()."
+        )
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"{kind.__name__} trains a module, got {type(net).__name__}; build one, or pair(nn.Sequential(...)).")
+    if not kind.any_module and not isinstance(net, Network):
+        raise TypeError(
+            f"{kind.__name__} needs explicit passes: make the network by targetprop.pair(nn.Sequential(...)), got "
+            f"{type(net).__name__}; Backprop, LDRL, FeedbackAlignment, DirectFeedbackAlignment, KolenPollack, "
+            "WeightMirror and SignSymmetry take any module."
+        )
+
+
+def demand_explicit(net: Network, x: Tensor) -> None:
+    """Refuse what explicit passes would get wrong without a word.
+
+    Raises:
+        ValueError: an input that needs a gradient; half-precision weights or autocast; a hooked module.
+
+    """
+    refuse_input_gradient(x)
+    short = next((p.dtype for p in net.parameters() if torch.finfo(p.dtype).bits < 32), None)
+    if short is not None or torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f"explicit passes need weights in float32 or float64 and no autocast, got {short or 'autocast'}; call "
+            "net.compute_in(torch.bfloat16) for products in a short format, or attach the plain module instead."
+        )
+    net.refuse_hooks()
+
+
+def refuse_input_gradient(x: Tensor) -> None:
+    """The first layer of a network of ``pair`` has no feedback.
+
+    Raises:
+        ValueError: x needs a gradient.
+
+    """
+    if x.requires_grad:
+        raise ValueError(
+            "the input needs a gradient, but the first layer of a paired network has no feedback; give x.detach(), or attach "
+            "the plain module (targetprop.attach) and keep loss.backward()."
+        )
 
 
 def tensors_of(gradients: Gradients) -> Iterator[Tensor | None]:

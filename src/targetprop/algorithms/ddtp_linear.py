@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Algorithm, Loss, Report, check_beta, generator_on, output_error
+from targetprop.algorithms.base import Algorithm, Loss, Report, check_beta, demand_explicit, generator_on, output_error
 from targetprop.algorithms.drl import Schedule, checked, demand_chain, to_output
 from targetprop.algorithms.local import copied
 from targetprop.feedback import FeedbackReport
@@ -70,6 +70,7 @@ class DDTPLinear(Algorithm):
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Train the direct feedback on the batch, then add the layers' gradients to ``.grad``."""
         self.check(x)
+        demand_explicit(self.net, x)
         logits, traces = self._trace(x)
         leaves = self.net.leaf_traces(traces)
         loss, error = output_error(self.loss, logits, y)

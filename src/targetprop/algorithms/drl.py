@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Loss, Report, output_error
+from targetprop.algorithms.base import Loss, Report, demand_explicit, output_error
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import FeedbackReport, Fixed
 from targetprop.feedback.adam import adam_step
@@ -115,6 +115,7 @@ class DRL(LDRL):
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """As L-DRL; with the parallel schedule (a) comes last."""
         self.check(x)
+        demand_explicit(self.net, x)
         logits, traces = self._trace(x)
         leaves = self.net.leaf_traces(traces)
         feedback = self.reconstruct(leaves) if self.schedule == "sequential" else None
@@ -125,7 +126,7 @@ class DRL(LDRL):
     def reconstruct(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
         """K updates of every ω, from the output down, on the difference reconstruction loss."""
         reports: dict[str, FeedbackReport] = {}
-        trained = [i for i, (layer, _) in enumerate(leaves) if layer.feedback_map is not None]
+        trained = [i for i, (layer, _) in enumerate(leaves) if layer.has_feedback]
         logits = leaves[-1][1].output
         for index, i in reversed(list(enumerate(trained))):
             (layer, trace), name = leaves[i], self.net.names[i]

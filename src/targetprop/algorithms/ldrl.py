@@ -7,11 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Loss, Report, check_beta, output_error
+from targetprop import rules
+from targetprop.algorithms.attached import Attached
+from targetprop.algorithms.base import Loss, Report, check_beta, demand_explicit, output_error
 from targetprop.algorithms.local import Local
 from targetprop.feedback import PredictiveSolver, Solver
 from targetprop.layers import Gradients, Layer, Trace
 from targetprop.pairing import Network
+
+
+class Carried(Attached):
+    """L-DRL on any module: what ``LDRL(module)`` makes."""
+
+    rule_type = rules.LDRL
 
 
 class LDRL(Local):
@@ -32,8 +40,7 @@ class LDRL(Local):
 
     """
 
-    rule = "ldrl"
-
+    elsewhere = Carried
     default_solver: Callable[[], Solver] = PredictiveSolver
     default_beta = 0.01
     """Small: what a finite nudge adds to the gradient grows with the weights; 0.1 diverged in long runs (docs/results.md)."""
@@ -73,6 +80,7 @@ class LDRL(Local):
         With a tracking solver ω receives the same increments of ``.grad`` as its θ.
         """
         self.check(x)
+        demand_explicit(self.net, x)
         own = type(self).learn is not LDRL.learn or type(self).feed_back is not LDRL.feed_back  # may read any output
         logits, traces = self._trace(x, not (own or self.reads_output or self.solver.reads_output))
         feedback = self.train_feedback(self.net.leaf_traces(traces))  # (a)

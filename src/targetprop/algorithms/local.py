@@ -37,7 +37,7 @@ class Local(Algorithm):
         super().__init__(net, loss, label_smoothing)
         self.solver = solver
         device = next(net.parameters()).device
-        self._trained = {name: la for name, la in zip(net.names, net.layers, strict=True) if la.feedback_map is not None}
+        self._trained = {name: la for name, la in zip(net.names, net.layers, strict=True) if la.has_feedback}
         self.feedback_state: dict[str, dict[str, Any]] = {name: {} for name in self._trained}
         self.generators = {name: generator_on(device, seed, i) for i, name in enumerate(self._trained)}
         self._sharing = Sharing(self.ranks, self._trained)

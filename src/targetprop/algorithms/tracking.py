@@ -29,7 +29,7 @@ class Tracking:
 
     def __init__(self, net: Network):
         """Follow the layers of ``net`` that have feedback."""
-        self.layers = [layer for layer in net.layers if layer.feedback_map is not None]
+        self.layers = [layer for layer in net.layers if layer.has_feedback]
         self.warned = False
         _living.add(self)
         if not _hooked:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from targetprop.algorithms import Algorithm, Attached, Backprop
-from targetprop.algorithms.attached import logits_of
+from targetprop.algorithms import Algorithm, Attached
+from targetprop.algorithms.attached import logits_of, named_by_layer
 from targetprop.attach import Feedback
 from targetprop.attach.coverage import unchanged
-from targetprop.attach.modules import backpropagating, is_feedback
+from targetprop.attach.modules import backpropagating
 from targetprop.attach.sites import Site
 from targetprop.feedback.solver import noise_like
 from targetprop.layers import Layer, Trace
+from targetprop.maps import is_feedback
 from targetprop.pairing import Network
 from targetprop.ranks import ALONE, Group
 
@@ -178,7 +179,7 @@ def alignment(net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int 
             traces = dict(zip(net.names, (trace for _, trace in net.leaf_traces(net.trace(x)[1])), strict=True))
         result = {}
         for name, layer, pair, relative in aligned:
-            if layer.feedback_map is None or isinstance(algo, Backprop):
+            if not layer.has_feedback:
                 result[name] = LayerAlignment(*pair, update_size=relative)
                 continue
             theta, omega = layer.theta.detach(), layer.omega.detach()
@@ -246,7 +247,7 @@ def algorithm_alignment(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) ->
     """See :func:`alignment`: the case of an algorithm on a plain module."""
     algo.ready(x)
     loss = partial(batch_loss, algo=algo, x=x, y=y)
-    return attached_alignment(net, algo.feedback, loss, algo.ranks.data)
+    return named_by_layer(net, attached_alignment(net, algo.feedback, loss, algo.ranks.data))
 
 
 def batch_loss(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> Tensor:
@@ -257,7 +258,8 @@ def batch_loss(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> Tensor:
 
 def attached_angles(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> dict[str, float]:
     """Angle of every weight's update to the backprop gradient, for algorithms on plain modules; backpropagation's are 0."""
-    weights = [name for name, p in net.named_parameters() if p.requires_grad and p.dim() > 1 and not is_feedback(name)]
+    weights = {name: p for name, p in net.named_parameters() if p.requires_grad and p.dim() > 1 and not is_feedback(name)}
+    weights = list(named_by_layer(net, weights))
     if algo.rule is None:
         return dict.fromkeys(weights, 0.0)
     found = algorithm_alignment(net, algo, x, y)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from targetprop.attach.modules import REFUSED, Attached, Link, is_feedback
+from targetprop.attach.modules import REFUSED, Attached, Link
+from targetprop.maps import is_feedback
 
 PRODUCTS = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "outer", "addmm", "addmv", "addbmm",

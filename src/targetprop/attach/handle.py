@@ -9,6 +9,7 @@ import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,10 +18,11 @@ from torch.nn.parameter import UninitializedParameter
 
 from targetprop.attach import coverage, tracking
 from targetprop.attach.function import is_positionwise
-from targetprop.attach.modules import KINDS, Attached, Broadcast, Link, attached_class, is_feedback, kind_of, links_of
+from targetprop.attach.modules import KINDS, Attached, Broadcast, Link, attached_class, kind_of, links_of
 from targetprop.attach.sites import Site, whole
 from targetprop.feedback import SOLVERS, FeedbackReport, Fixed
 from targetprop.feedback.memory import NEVER, Memory
+from targetprop.maps import is_feedback
 from targetprop.pairing import Network
 from targetprop.rules import Rule, rule_of
 from targetprop.seeds import mixed
@@ -101,10 +103,10 @@ def attach(
             "rule='direct_feedback_alignment' sends the output's error to inputs whose shapes it must know; give example "
             "inputs: attach(model, x, rule='direct_feedback_alignment')."
         )
-    if any(isinstance(module, Network) for module in model.modules()):
+    if is_paired(model) and (gains == "learned" or beta is not None):
         raise ValueError(
-            "the model holds a network of targetprop.pair, whose layers have feedback of their own; attach the nn.Sequential "
-            "it was made of, or train it by targetprop.algorithms."
+            "a network of targetprop.pair runs its normalisations and activations itself, so gains='learned' and beta=... "
+            "would change nothing; attach the nn.Sequential that it was made of."
         )
     if any(isinstance(module, Attached) for module in model.modules()):
         return adopted(model, chosen, solver, seed)
@@ -194,14 +196,14 @@ class Feedback:
         try:
             coverage.report(coverage.refused(model, left_out), strict)
             reads, shapes, last = set(), {}, None
-            if adopting and rule.own_feedback:  # what only read data when the model was attached has no ω, and needs none
+            if (adopting or is_paired(model)) and rule.own_feedback:  # what only reads data was given no ω, and needs none
                 reads = {id(m) for m in self._modules.values() if not any(map(is_feedback, m._parameters))}
             if example_inputs:
                 reads, shapes, last = self._look(example_inputs, left_out, strict)
             else:
                 self._first = coverage.FirstPass(model, left_out, strict, self._link)
             self.sites = self._sites(reads)
-            self._grow(shapes, last)
+            self._grow(shapes, last, adopting)
             self._memory = {site.name: Memory() for site in self._learners()}
             self._calibrate()
             watched = next((s for s in self._learners() if s.theta is not None and not s.frozen), None)
@@ -243,7 +245,7 @@ class Feedback:
             taken[name] = module
         if not any(KINDS[m._feedback_kind].layouts(m, self.rule.direct) for m in taken.values()):
             for module in taken.values():
-                release(module)
+                release(module, is_paired(self.model))
             return {}, left_out
         return taken, left_out
 
@@ -268,16 +270,20 @@ class Feedback:
             if id(module) in reads:
                 continue
             for layout in KINDS[module._feedback_kind].layouts(module, self.rule.direct):
+                if self.rule.direct:
+                    layout = replace(layout, feedback=f"direct_{layout.feedback}")
                 sites.append(Site(".".join(filter(None, (name, layout.suffix))), module, layout))
         return sites
 
-    def _grow(self, shapes: Mapping[int, Any], last: Any) -> None:
+    def _grow(self, shapes: Mapping[int, Any], last: Any, adopting: bool) -> None:
         """Give every map its ω; maps with one θ share one ω."""
         shared: dict[tuple, nn.Parameter] = {}
         if self.rule.direct and last is not None:
             self._broadcast = last.register_forward_hook(Broadcast(self._link))
         for site in self.sites:
             if not self.rule.own_feedback or site.omega is not None:
+                if not adopting and type(self.rule).initial is not Rule.initial:  # a paired layer's own is no such draw
+                    self._fill(site.omega.data, site)
                 continue
             weight = site.array()
             key = (id(site.theta), site.layout.form, site.layout.groups, site.layout.feedback)
@@ -517,7 +523,7 @@ class Feedback:
             if handle is not None:
                 handle.remove()
         for module in self._modules.values():
-            release(module)
+            release(module, is_paired(self.model))
         if self._ignored_before:
             self.model._ddp_params_and_buffers_to_ignore = self._ignored_before  # type: ignore[assignment]
         elif hasattr(self.model, "_ddp_params_and_buffers_to_ignore"):
@@ -573,11 +579,16 @@ class Feedback:
         return ", ".join(words) or "fixed"
 
 
-def release(module: Attached) -> None:
-    """Give a module back its class."""
-    names = [name for name in module._parameters if name.endswith(("feedback_weight", "feedback_gain"))]
-    for name in names:
-        del module._parameters[name]
+def is_paired(model: nn.Module) -> bool:
+    """Whether layers of ``targetprop.pair`` are part of it, whose ω are theirs."""
+    return any(isinstance(module, Network) for module in model.modules())
+
+
+def release(module: Attached, paired: bool = False) -> None:
+    """Give a module back its class; ω that came with a paired layer stay."""
+    for name in [name for name in module._parameters if is_feedback(name)]:
+        if not (paired and name in ("feedback_weight", "feedback_bias")):
+            del module._parameters[name]
     base = type(module)._feedback_base
     for name in ("_feedback", "_feedback_shape"):
         module.__dict__.pop(name, None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from targetprop.activations import MODULES as ACTIVATIONS
 from targetprop.attach import function
-from targetprop.maps import MAPS, AutogradMap, along
+from targetprop.maps import MAPS, AutogradMap, along, is_feedback
 from targetprop.rules import Rule
 
 
@@ -97,7 +97,7 @@ class Attached(nn.Module):
 
     def _direct(self, y: Tensor, x: Tensor, name: str) -> Tensor:
         """y = A_θ x, made without the graph of x, joined to it by direct feedback."""
-        omega = getattr(self, name)
+        omega = getattr(self, f"direct_{name}")
         if not torch.compiler.is_compiling():
             return function.direct(y, x, omega, self._feedback)
         raise RuntimeError(
@@ -143,11 +143,6 @@ class Broadcast:
         if isinstance(output, tuple):
             return function.error(output[0], self.link), *output[1:]
         return function.error(output, self.link)
-
-
-def is_feedback(key: str) -> bool:
-    """Whether a name in a ``state_dict`` is that of feedback weights or gains."""
-    return key.endswith(("feedback_weight", "feedback_gain"))
 
 
 class AttachedLinear(Attached):

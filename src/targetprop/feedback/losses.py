@@ -60,6 +60,6 @@ def reconstruction(layer: Layer, trace: Trace, e: Tensor) -> tuple[Tensor, Tenso
     z = layer.stage.lift(noisy.saved, noisy.output)
     error = layer.reconstruct(noisy, noisy.output) - noisy.input
     gradient = layer.map.correlate(z, error, layer.omega.shape) * (2 / batch)
-    biased = layer.feedback_map is not None and layer.feedback_map.bias is not None
+    biased = layer.feedback_bias is not None
     bias_gradient = sum_to_bias(error, layer.map.bias_dim) * (2 / batch) if biased else None
     return error.square().sum() / batch, gradient, bias_gradient

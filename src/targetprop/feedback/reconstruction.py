@@ -45,6 +45,6 @@ class ReconstructionSolver:
             loss, gradient, bias_gradient = losses.reconstruction(layer, trace, e)
             peers.mean_(loss, gradient, bias_gradient)
             momentum_step(layer.omega, gradient, state, "momentum", lr, self.momentum)
-            if bias_gradient is not None and layer.feedback_map is not None and layer.feedback_map.bias is not None:
-                momentum_step(layer.feedback_map.bias, bias_gradient, state, "bias_momentum", lr, self.momentum)
+            if bias_gradient is not None and layer.feedback_bias is not None:
+                momentum_step(layer.feedback_bias, bias_gradient, state, "bias_momentum", lr, self.momentum)
         return FeedbackReport(count, loss)

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import yaml
 
-from targetprop.algorithms import ALGORITHMS
+from targetprop.algorithms import ALGORITHMS, Algorithm, Attached
 from targetprop.feedback import (
     SOLVERS,
     AdamSolver,
     CorrelationSolver,
     CoupledSolver,
+    Fixed,
     PredictiveSolver,
     ReconstructionSolver,
     SGDSolver,
@@ -328,7 +329,7 @@ def check(config: Config) -> None:
         if plain and not hasattr(SOLVERS[config.algorithm.solver], "probe"):
             able = ", ".join(name for name, kind in SOLVERS.items() if hasattr(kind, "probe"))
             raise ConfigError(f"algorithm.solver={config.algorithm.solver} needs a paired network; a plain one takes {able}.")
-        if "solver" not in inspect.signature(ALGORITHMS[config.algorithm.name]).parameters:
+        if not takes_solver(ALGORITHMS[config.algorithm.name]):
             raise ConfigError(f"algorithm '{config.algorithm.name}' takes no solver; drop algorithm.solver.")
     if config.network.channels is not None:
         widths = config.network.channels
@@ -406,3 +407,10 @@ def layered(*sources: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
             settings = [(key, value) for key, value in settings if not key.startswith("network.")]
         settings += source
     return settings
+
+
+def takes_solver(kind: type[Algorithm]) -> bool:
+    """Whether ω of an algorithm learn by a solver that can be chosen."""
+    if issubclass(kind, Attached):
+        return kind.rule_type is not None and not isinstance(kind.rule_type().solver(), Fixed)
+    return "solver" in inspect.signature(kind).parameters

@@ -20,14 +20,14 @@ import yaml
 from torch import Tensor, nn
 
 from targetprop import data, networks
-from targetprop.algorithms import ALGORITHMS, Algorithm, Attached, Report
+from targetprop.algorithms import ALGORITHMS, LDRL, Algorithm, Attached, Report
+from targetprop.algorithms.ldrl import Carried
 from targetprop.analysis.alignment import alignment_of_grad, attached_angles
 from targetprop.data import Batches, Dataset, Images
-from targetprop.feedback import SOLVERS
+from targetprop.feedback import SOLVERS, Fixed
 from targetprop.models import MODELS
 from targetprop.pairing import Network
 from targetprop.ranks import Group, Ranks
-from targetprop.rules import RULES
 from targetprop.training import checkpoint
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import Config, ConfigError
@@ -202,9 +202,8 @@ def build_model(config: Config, in_shape: Sequence[int], classes: int) -> nn.Mod
     return net
 
 
-def over_own(rule: str, section: Any) -> Any:
-    """The solver of ``section``; where the rule has one of its kind, that one with what ``section`` changes."""
-    own: Any = RULES[rule]().solver() if rule in RULES else None
+def over(own: Any, section: Any) -> Any:
+    """The solver of ``section``; where a rule's ``own`` is of its kind, that one with what ``section`` changes."""
     if type(own) is not type(section):
         return section
     default = type(section)()
@@ -215,20 +214,27 @@ def over_own(rule: str, section: Any) -> Any:
 def build_algorithm(config: Config, net: nn.Module, example: Tensor | None = None) -> Algorithm:
     """The algorithm with its solver; ``example``: two images, by which a plain module is attached."""
     settings = config.algorithm
-    kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing}
-    kwargs |= {"seed": config.seed, "variant": settings.variant, **dataclasses.asdict(config.drl)}
+    kind = ALGORITHMS[settings.name]
+    carried: Any = kind if issubclass(kind, Attached) else Carried if kind is LDRL and not isinstance(net, Network) else None
+    kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing, "seed": config.seed}
+    kwargs |= {"variant": settings.variant, **dataclasses.asdict(config.drl)}
     if settings.beta is not None:
         kwargs["beta"] = settings.beta
-    kind = ALGORITHMS[settings.name]
-    taken = inspect.signature(kind).parameters
+    taken = set(inspect.signature(kind).parameters)
     names = {solver: name for name, solver in SOLVERS.items()}
-    solver = settings.solver or names.get(getattr(kind, "default_solver", None))
-    if solver is not None:
-        section = getattr(config, solver, None) or SOLVERS[solver]()
-        kwargs["solver"] = section if isinstance(net, Network) else over_own(kind.rule, section)
-    kwargs = {key: value for key, value in kwargs.items() if key in taken}
-    if not isinstance(net, Network) and kind.rule is not None:
+    if carried and carried.rule_type is not None:
+        own = carried.rule_type().solver()
+        taken |= {field.name for field in dataclasses.fields(carried.rule_type)}
+        solver = settings.solver or (None if isinstance(own, Fixed) else names[type(own)])
         kwargs["example_inputs"] = () if example is None else (example,)
+        taken.add("example_inputs")
+        if solver is not None:
+            kwargs["solver"] = over(own, getattr(config, solver, None) or SOLVERS[solver]())
+    else:
+        solver = settings.solver or names.get(getattr(kind, "default_solver", None))
+        if solver is not None:
+            kwargs["solver"] = getattr(config, solver, None) or SOLVERS[solver]()
+    kwargs = {key: value for key, value in kwargs.items() if key in taken}
     try:
         return kind(net, **kwargs)
     except (ValueError, TypeError) as error:
