@@ -5,9 +5,9 @@ from torch import nn
 
 import models
 import targetprop as tp
-from targetprop import plain
 from targetprop.algorithms import ALGORITHMS
 from targetprop.feedback import SOLVERS
+from targetprop.models import plain
 
 ACTIVATIONS = ["elu", "relu", "leaky_relu", "tanh", "sigmoid", "gelu"]
 

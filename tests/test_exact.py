@@ -5,9 +5,11 @@ import torch
 
 import targetprop as tp
 from cases import ACTIVATIONS, NETWORKS, make, symmetric
-from targetprop.activations import ACTIVATIONS as BUILDERS
-from targetprop.activations import MODULES
 from targetprop.analysis import jacobian_mismatch
+from targetprop.laboratory import activations
+from targetprop.laboratory.activations import MODULES
+
+BUILDERS = {name: getattr(activations, name) for name in [*ACTIVATIONS, "identity", "silu"]}
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -105,3 +105,24 @@ def test_linear_layer_optimum_is_the_transpose_in_closed_form():
         e, h = 0.5 * torch.randn_like(trace.input), 0.5 * torch.randn_like(trace.output)
         _, gradient = losses.ldrl(layer, trace, e, h)
         torch.testing.assert_close(gradient, 2 * 0.25 * (layer.omega - layer.theta), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["matched", "mirror"])
+def test_a_layer_before_a_sum_learns_from_the_local_loss_as_every_other(kind):
+    """Its gradient is that of ⟨d, s⟩, d the difference at the block's output and s that output, at a large nudge too."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d
+    block = tp.Sum(torch.nn.Sequential(conv(2, 3, 3, padding=1), torch.nn.ELU(), conv(3, 2, 3, padding=1)))
+    stem = torch.nn.Sequential(conv(1, 2, 3), torch.nn.ELU())
+    net = tp.pair(torch.nn.Sequential(*stem, block, torch.nn.ELU(), torch.nn.Flatten(), torch.nn.Linear(18, 4)), kind).double()
+    x, y, beta = torch.randn(6, 1, 5, 5, dtype=torch.float64), torch.arange(6) % 4, 2.0
+    tp.algorithms.LDRL(net, beta=beta, solver=tp.feedback.Fixed()).backward(x, y)
+    with torch.no_grad():
+        logits, traces = net.trace(x)
+        error = logits.softmax(1) - F.one_hot(y, 4)
+        d = net.layers[-1].difference(traces[-1], -beta * error)
+    last = net.layers[2]  # of the branch
+    inner = traces[1].branch[-1].input
+    s = net.blocks[1].stage.forward(last(inner) + traces[1].branch[0].input)[0]
+    expected = torch.autograd.grad((d * s).sum() / (-beta * len(x)), last.theta)[0]
+    torch.testing.assert_close(last.theta.grad, expected, atol=1e-12, rtol=1e-10)

@@ -11,7 +11,7 @@ from cases import make, symmetric
 from targetprop.algorithms.ddtp_linear import direct_drl
 from targetprop.algorithms.drl import drl
 from targetprop.feedback import losses
-from targetprop.layers import Residual
+from targetprop.laboratory.layers import Residual
 from transcription import feedback_of
 
 alg = tp.algorithms

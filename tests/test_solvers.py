@@ -174,7 +174,6 @@ class RareProbes:
     """Calls a solver on every ``every``-th batch only, whatever the mismatch."""
 
     tracking = True
-    reads_output = False
 
     def __init__(self, solver, every):
         self.solver, self.every = solver, every

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 import targetprop as tp
 from cases import make, symmetric
-from targetprop import plain
 from targetprop.cli import main
 from targetprop.experiments import bench, scaling
 from targetprop.experiments.bench import Setting
 from targetprop.feedback import losses
 from targetprop.feedback.solver import noise_like
-from targetprop.pooling import memory_format
-from targetprop.streams import Beside, Reading
+from targetprop.laboratory.pooling import memory_format
+from targetprop.laboratory.streams import Beside, Reading
+from targetprop.models import plain
 from targetprop.training.config import ConfigError
 from targetprop.training.device import layout, prepare, weight_dtype
 

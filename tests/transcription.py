@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from targetprop.activations import Activation
-from targetprop.pooling import AvgPool, Flatten, MaxPool
+from targetprop.laboratory.activations import Activation
+from targetprop.laboratory.pooling import AvgPool, Flatten, MaxPool
 
 
 def feedback_of(layer, trace, target, omega):

@@ -1,10 +1,12 @@
 """targetprop: deep networks trained by difference target propagation with learned backprop targets."""
 
-from targetprop import algorithms, analysis, data, feedback, models, networks, ranks, rules
+from targetprop import algorithms, analysis, data, feedback, models, ranks, rules
 from targetprop.attach import Feedback, NotCovered, attach
 from targetprop.citations import cite
+from targetprop.laboratory import networks
+from targetprop.laboratory.pairing import Network, PairingError, pair
 from targetprop.maps import register
-from targetprop.pairing import Network, PairingError, Sum, pair
+from targetprop.models.plain import Sum
 
 __version__ = "0.1.0"
 

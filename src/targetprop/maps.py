@@ -21,8 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad
 
-from targetprop.pooling import memory_format
-
 
 class LinearMap(Protocol):
     """The bilinear map (x, w) ↦ A_w x and its two transposes; a bias runs along ``bias_dim`` of the output."""
@@ -194,6 +192,12 @@ class Reduced:
 def is_feedback(key: str) -> bool:
     """Whether the name of a parameter is that of feedback weights, biases or gains."""
     return key.endswith(("feedback_weight", "feedback_bias", "feedback_gain"))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """``torch.channels_last`` for an image whose channels lie innermost, else ``torch.contiguous_format``."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def along(b: Tensor, dim: int, dims: int) -> Tensor:

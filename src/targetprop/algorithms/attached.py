@@ -14,8 +14,8 @@ from targetprop.algorithms.base import Algorithm, Loss, Report, refuse_input_gra
 from targetprop.attach import Feedback, attach
 from targetprop.attach.handle import solver_of
 from targetprop.attach.modules import backpropagating, links_of
+from targetprop.laboratory.pairing import Network, at_least_float32
 from targetprop.maps import is_feedback
-from targetprop.pairing import Network, at_least_float32
 from targetprop.rules import Rule
 
 
@@ -117,7 +117,7 @@ class Attached(Algorithm):
         if self.feedback is not None and not self.feedback.followed and not self.feedback.rule.tracks:
             self.feedback.step()
         logits = logits_of(self._forward(x), self.net)
-        loss = self.carry(self.loss(logits, y), [p for p in forward_parameters(self.net) if p.requires_grad])
+        loss = self.backpropagate(self.loss(logits, y), [p for p in forward_parameters(self.net) if p.requires_grad])
         return Report(loss, logits.detach(), named_by_layer(self.net, self.feedback.report) if self.feedback else {})
 
     def follow(self, optimizer: Any) -> None:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from targetprop.feedback import FeedbackReport
-from targetprop.layers import Gradients
-from targetprop.pairing import Network
+from targetprop.laboratory.layers import Gradients
+from targetprop.laboratory.pairing import Network
 from targetprop.ranks import Ranks
 from targetprop.seeds import mixed
 
@@ -148,7 +148,7 @@ class Algorithm(ABC):
             refuse_sum(self.loss, logits.detach(), y)
             self._mean = True
 
-    def carry(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def backpropagate(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
         """``loss.backward()``, the gradients of ``parameters`` averaged like the loss, which is returned without its graph."""
         alone = self.ranks.data.size == 1
         before = [p.grad for p in parameters]

@@ -14,8 +14,8 @@ from targetprop.algorithms.local import copied
 from targetprop.feedback import FeedbackReport
 from targetprop.feedback.adam import adam_step
 from targetprop.feedback.solver import noise_like
-from targetprop.layers import Gradients, Layer, Trace
-from targetprop.pairing import Network
+from targetprop.laboratory.layers import Gradients, Layer, Trace
+from targetprop.laboratory.pairing import Network
 
 
 def direct_drl(q: Tensor, moved: Tensor, e: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -64,14 +64,14 @@ class DDTPLinear(Algorithm):
         self.directs: dict[str, Tensor] = {}
         self.memory: dict[str, dict[str, Any]] = {}
         self._generator = generator_on(next(net.parameters()).device, seed)
-        self._trace = net.trace
+        self.trace = net.trace
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Train the direct feedback on the batch, then add the layers' gradients to ``.grad``."""
         self.check(x)
         demand_explicit(self.net, x)
-        logits, traces = self._trace(x)
+        logits, traces = self.trace(x)
         leaves = self.net.leaf_traces(traces)
         loss, error = output_error(self.loss, logits, y)
         nudge, reports, learned = -self.beta * error, {}, []
@@ -110,7 +110,7 @@ class DDTPLinear(Algorithm):
 
     def compile(self, mode: str | None = None) -> None:
         """Let torch.compile fuse the forward pass."""
-        self._trace = torch.compile(self.net.trace, mode=mode)
+        self.trace = torch.compile(self.net.trace, mode=mode)
 
     def state_dict(self) -> dict[str, Any]:
         """The Qⁿ, Adam's memory of them and the state of the noise generator."""

@@ -13,8 +13,8 @@ from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import FeedbackReport, Fixed
 from targetprop.feedback.adam import adam_step
 from targetprop.feedback.solver import PerLayer, noise_like, per_layer
-from targetprop.layers import Layer, Trace
-from targetprop.pairing import Network
+from targetprop.laboratory.layers import Layer, Trace
+from targetprop.laboratory.pairing import Network
 
 Schedule = Literal["sequential", "parallel"]
 """Feedback learns before a batch's targets (the paper's s-), or after them, as if at the same time (p-)."""
@@ -116,11 +116,11 @@ class DRL(LDRL):
         """As L-DRL; with the parallel schedule (a) comes last."""
         self.check(x)
         demand_explicit(self.net, x)
-        logits, traces = self._trace(x)
+        logits, traces = self.trace(x)
         leaves = self.net.leaf_traces(traces)
         feedback = self.reconstruct(leaves) if self.schedule == "sequential" else None
         loss, error = output_error(self.loss, logits, y)
-        self.accumulate(loss, self._targets(traces, -self.beta * error, self.learn, self.feed_back))
+        self.accumulate(loss, self.descend(traces, -self.beta * error, self.learn, self.carry))
         return Report(loss, logits, self.reconstruct(leaves) if feedback is None else feedback)
 
     def reconstruct(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from targetprop.algorithms.base import Loss
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import Fixed
-from targetprop.pairing import Network
+from targetprop.laboratory.pairing import Network
 
 
 class FixedWeightDTP(LDRL):

@@ -12,8 +12,8 @@ from targetprop.algorithms.attached import Attached
 from targetprop.algorithms.base import Loss, Report, check_beta, demand_explicit, output_error
 from targetprop.algorithms.local import Local
 from targetprop.feedback import PredictiveSolver, Solver
-from targetprop.layers import Gradients, Layer, Trace
-from targetprop.pairing import Network
+from targetprop.laboratory.layers import Gradients, Layer, Trace
+from targetprop.laboratory.pairing import Network
 
 
 class Carried(Attached):
@@ -44,8 +44,6 @@ class LDRL(Local):
     default_solver: Callable[[], Solver] = PredictiveSolver
     default_beta = 0.01
     """Small: what a finite nudge adds to the gradient grows with the weights; 0.1 diverged in long runs (docs/results.md)."""
-    reads_output = False
-    """Whether ``feed_back`` reads the values of ``trace.output`` where no stage follows the linear map."""
 
     def __init__(
         self,
@@ -81,16 +79,15 @@ class LDRL(Local):
         """
         self.check(x)
         demand_explicit(self.net, x)
-        own = type(self).learn is not LDRL.learn or type(self).feed_back is not LDRL.feed_back  # may read any output
-        logits, traces = self._trace(x, not (own or self.reads_output or self.solver.reads_output))
+        logits, traces = self.trace(x)
         feedback = self.train_feedback(self.net.leaf_traces(traces))  # (a)
         self.check_mean(logits, y)
         loss, error = output_error(self.loss, logits, y)
-        learned = self._targets(traces, -self.beta * error, self.learn, self.feed_back)  # (b), (c)
+        learned = self.descend(traces, -self.beta * error, self.learn, self.carry)  # (b), (c)
         self.accumulate(loss, learned)
         return Report(loss, logits, feedback)
 
-    def feed_back(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:
+    def carry(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:
         """(b): tⁿ⁻¹ − sⁿ⁻¹ from tⁿ − sⁿ."""
         return layer.difference(trace, difference)
 

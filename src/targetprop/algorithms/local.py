@@ -12,10 +12,10 @@ from targetprop.algorithms.base import Algorithm, Loss, generator_on
 from targetprop.algorithms.sharing import Sharing
 from targetprop.algorithms.tracking import Tracking
 from targetprop.feedback import FeedbackReport, Solver
-from targetprop.layers import Layer, Trace
-from targetprop.pairing import Network
+from targetprop.laboratory.layers import Layer, Trace
+from targetprop.laboratory.pairing import Network
+from targetprop.laboratory.streams import Beside, Reading
 from targetprop.ranks import Ranks
-from targetprop.streams import Beside, Reading
 
 
 class Local(Algorithm):
@@ -25,6 +25,8 @@ class Local(Algorithm):
         solver: how ω is learned.
         feedback_state: per name of a layer with feedback, what the solver remembers.
         generators: likewise, the source of its noise.
+        trace: the pass up, compiled or not.
+        descend: the pass down, compiled or not.
 
     """
 
@@ -43,7 +45,7 @@ class Local(Algorithm):
         self._sharing = Sharing(self.ranks, self._trained)
         self._tracking = Tracking(net) if solver.tracking else None
         self._reading = Reading({})
-        self._trace, self._targets = net.trace, net.targets
+        self.trace, self.descend = net.trace, net.descend
 
     def distribute(self, ranks: Ranks) -> None:
         """As for every algorithm; the layers' feedback is shared out over ``ranks.layers``."""
@@ -85,8 +87,8 @@ class Local(Algorithm):
             mode: torch.compile's; not one with CUDA graphs, which would overwrite ``.grad`` and the report's logits.
 
         """
-        self._trace = torch.compile(self.net.trace, mode=mode)
-        self._targets = torch.compile(self.net.targets, mode=mode)
+        self.trace = torch.compile(self.net.trace, mode=mode)
+        self.descend = torch.compile(self.net.descend, mode=mode)
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every layer and the state of its noise generator, from whoever trains it."""

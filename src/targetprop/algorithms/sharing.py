@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from targetprop.layers import Layer
+from targetprop.laboratory.layers import Layer
 from targetprop.ranks import Ranks
 
 

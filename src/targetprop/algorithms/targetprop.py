@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from targetprop.algorithms.dtp import DTP
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 
 
 class TargetProp(DTP):
@@ -14,8 +14,6 @@ class TargetProp(DTP):
     In a residual block every layer's target is that of its own feedback, and the differences of both arms are summed.
     """
 
-    reads_output = True
-
-    def feed_back(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:
+    def carry(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:
         """Gⁿ(tⁿ) − sⁿ⁻¹."""
         return layer.reconstruct(trace, trace.output + difference) - trace.input

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from targetprop.attach.tracking import with_gradients
-from targetprop.pairing import Network
+from targetprop.laboratory.pairing import Network
 
 _living: weakref.WeakSet[Tracking] = weakref.WeakSet()
 _hooked: list[Any] = []

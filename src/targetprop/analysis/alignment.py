@@ -20,9 +20,9 @@ from targetprop.attach.coverage import unchanged
 from targetprop.attach.modules import backpropagating
 from targetprop.attach.sites import Site
 from targetprop.feedback.solver import noise_like
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
+from targetprop.laboratory.pairing import Network
 from targetprop.maps import is_feedback
-from targetprop.pairing import Network
 from targetprop.ranks import ALONE, Group
 
 
@@ -81,7 +81,7 @@ def jacobian_mismatch(layer: Layer, trace: Trace, probes: int = 4, generator: Ge
     for _ in range(probes):
         h = noise_like(trace.output, generator)
         zero = torch.zeros_like(h)
-        lifted = torch.func.jvp(lambda d: layer.stage.difference(trace.saved, trace.output, d), (zero,), (h,))[1]
+        lifted = torch.func.jvp(lambda d: layer.stage.difference(trace.saved, trace.kept, d), (zero,), (h,))[1]
         forward = layer.map.transpose(layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape)
         error += (layer.feed_back(lifted, trace.input.shape) - forward).square().sum().item()
         norm += forward.square().sum().item()

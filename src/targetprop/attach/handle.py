@@ -22,8 +22,8 @@ from targetprop.attach.modules import KINDS, Attached, Broadcast, Link, attached
 from targetprop.attach.sites import Site, whole
 from targetprop.feedback import SOLVERS, FeedbackReport, Fixed
 from targetprop.feedback.memory import NEVER, Memory
+from targetprop.laboratory.pairing import Network
 from targetprop.maps import is_feedback
-from targetprop.pairing import Network
 from targetprop.rules import Rule, rule_of
 from targetprop.seeds import mixed
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from targetprop.activations import MODULES as ACTIVATIONS
 from targetprop.attach import function
+from targetprop.laboratory.activations import MODULES as ACTIVATIONS
 from targetprop.maps import MAPS, AutogradMap, along, is_feedback
 from targetprop.rules import Rule
 

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from targetprop import networks, plain
 from targetprop.algorithms import LDRL, Backprop
 from targetprop.analysis.alignment import alignment_of_grad, attached_alignment
 from targetprop.analysis.figures import draw_cost
@@ -32,7 +31,8 @@ from targetprop.analysis.tables import markdown, number
 from targetprop.attach import Feedback, attach
 from targetprop.data import Batches, Dataset
 from targetprop.feedback import PredictiveSolver, SGDSolver
-from targetprop.models import MODELS, CharGPT
+from targetprop.laboratory import networks
+from targetprop.models import MODELS, CharGPT, plain
 from targetprop.training import config
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import ConfigError, MemoryFormat, Precision
@@ -57,7 +57,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **MODELS,
     "char_gpt": lambda in_shape, classes: CharGPT(65),
 }
-"""Plain modules to time; those of ``targetprop.networks`` among them can be paired too. "char_gpt" reads random characters."""
+"""Plain modules to time; those of ``targetprop.networks`` can be paired too. "char_gpt" reads random characters."""
 
 FAST, SLOW = (10, 1000), (1, 3)
 """(steps per turn, turns at most): a turn of ten steps holds one probe of every layer; the paper's solver takes long."""

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from targetprop import data, networks
+from targetprop import data
 from targetprop.analysis.tables import markdown
 from targetprop.data import Batches
-from targetprop.pairing import Network
+from targetprop.laboratory import networks
+from targetprop.laboratory.pairing import Network
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.device import layout

@@ -31,8 +31,8 @@ from targetprop.experiments.cells import (
     write_markdown,
 )
 from targetprop.feedback import CorrelationSolver, PredictiveSolver, SGDSolver, Solver
-from targetprop.layers import Layer, Trace
-from targetprop.pairing import Network
+from targetprop.laboratory.layers import Layer, Trace
+from targetprop.laboratory.pairing import Network
 
 SEEDS = (123, 234, 345, 456, 567)
 SCALES: dict[str, Result] = {

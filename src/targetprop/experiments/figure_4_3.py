@@ -30,8 +30,8 @@ from targetprop.experiments.cells import (
     write_markdown,
 )
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, Solver, Symmetric
-from targetprop.layers import Layer, Trace
-from targetprop.pairing import Network
+from targetprop.laboratory.layers import Layer, Trace
+from targetprop.laboratory.pairing import Network
 from targetprop.training import checkpoint
 
 SEEDS = (123, 124, 125, 126, 127)

@@ -16,7 +16,7 @@ from targetprop.experiments.cells import Place, Result, cell, lenet_batch, run_s
 from targetprop.experiments.figure_4_3 import BETA, LAYERS, SEEDS, aligned, paper, step
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, Solver, Symmetric
 from targetprop.feedback.solver import taps
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.training import config, runner
 from targetprop.training.config import Config
 from targetprop.training.logging import read_metrics

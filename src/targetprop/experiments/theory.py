@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from targetprop import data, networks
+from targetprop import data
 from targetprop.algorithms import LDRL
 from targetprop.analysis.alignment import backprop_gradients
 from targetprop.analysis.figures import Line, Panel, draw_panels
 from targetprop.experiments.cells import Place, Result, cell, mean_and_std, write_csv, write_markdown
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, losses
 from targetprop.feedback.solver import Taps, taps
-from targetprop.layers import Layer, Trace
-from targetprop.pairing import Network
+from targetprop.laboratory import networks
+from targetprop.laboratory.layers import Layer, Trace
+from targetprop.laboratory.pairing import Network
 
 SEEDS = (0, 1, 2)
 SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3)

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from targetprop.feedback import losses
 from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 
 
@@ -43,16 +43,15 @@ class AdamSolver:
     weight_decay: float = 1e-4
     tracking: bool = False
 
-    reads_output = True
-
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
     ) -> FeedbackReport:
         """One update of ω; the reported loss is that before it."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
         loss, gradient = trace.input.new_zeros(()), torch.zeros_like(layer.omega)
+        output = trace.output
         for _ in range(self.samples):
-            e, h = (noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, trace.output))
+            e, h = (noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, output))
             one, part = losses.ldrl(layer, trace, e, h)
             loss, gradient = loss + one / self.samples, gradient.add_(part, alpha=1 / self.samples)
         peers.mean_(loss, gradient)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe, relative
 from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
 
@@ -32,8 +32,6 @@ class CorrelationSolver:
     window: int = 1000
     iterations: int = 1
     tracking: bool = False
-
-    reads_output = False
 
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE

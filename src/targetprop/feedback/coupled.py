@@ -11,7 +11,7 @@ from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe
 from targetprop.feedback.predictive import correction, patch_correction, unreduced
 from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.maps import Conv2dMap, DenseMap
 from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
@@ -42,8 +42,6 @@ class CoupledSolver:
     oversampling: float = 2.0
     max_samples: int = 1024
     tracking: bool = False
-
-    reads_output = False
 
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE

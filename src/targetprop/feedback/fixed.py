@@ -9,7 +9,7 @@ from torch import Generator
 from targetprop.feedback.memory import NEVER, Memory
 from targetprop.feedback.patches import Probe
 from targetprop.feedback.solver import FeedbackReport, State
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 
 
@@ -18,8 +18,6 @@ class Fixed:
     """Leaves ω as it was initialised (feedback alignment's choice: Lillicrap et al. 2016; Shibuya et al. 2023)."""
 
     tracking: bool = False
-
-    reads_output = False
 
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE

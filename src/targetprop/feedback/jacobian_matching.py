@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from targetprop.feedback.solver import FeedbackReport, State, noise_like
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.maps import along, sum_to_bias
 from targetprop.ranks import ALONE, Group
 
@@ -29,8 +29,6 @@ class JacobianMatching:
     draws: int = 4
     tracking: bool = False
 
-    reads_output = True
-
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
     ) -> FeedbackReport:
@@ -40,7 +38,7 @@ class JacobianMatching:
             v = noise_like(trace.output, generator, peers=peers).sign_()
 
             def lift(d):
-                return layer.stage.difference(trace.saved, trace.output, d)
+                return layer.stage.difference(trace.saved, trace.kept, d)
 
             m = torch.func.jvp(lift, (torch.zeros_like(v),), (v,))[1]
             n = layer.stage.vjp(trace.saved, v)

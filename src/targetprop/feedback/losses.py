@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.maps import sum_to_bias
 
 
@@ -21,7 +21,7 @@ def to_input_noise(layer: Layer, trace: Trace, e: Tensor) -> Tensor:
     """
     stage = layer.stage
     if stage.kind == "matched":
-        return stage.difference(trace.saved, trace.output, stage.jvp(trace.saved, layer.respond(e)))
+        return stage.difference(trace.saved, trace.kept, stage.jvp(trace.saved, layer.respond(e)))
     noisy = layer.trace(trace.input + e)
     return stage.lift(noisy.saved, noisy.output).sub_(stage.lift(trace.saved, trace.output))
 
@@ -43,7 +43,7 @@ def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tens
     """
     batch, shape = len(e), layer.omega.shape
     gradient = layer.map.correlate(to_input_noise(layer, trace, e), e, shape)
-    v = layer.stage.difference(trace.saved, trace.output, h)
+    v = layer.stage.difference(trace.saved, trace.kept, h)
     reconstruction = layer.feed_back(v, trace.input.shape)
     gradient = layer.map.correlate(v, reconstruction, shape).sub_(gradient).mul_(2 / batch)
     loss = torch.sum(layer.omega * gradient) - reconstruction.square().sum() / batch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Generator
 
 from targetprop.feedback.solver import FeedbackReport, State
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 
 
@@ -16,8 +16,6 @@ class Symmetric:
     """Sets ω to θᵀ (weight transport): what L-DRL would learn at its best, not a way to learn it."""
 
     tracking: bool = False
-
-    reads_output = False
 
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE

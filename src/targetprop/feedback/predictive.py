@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Patch, Probe
 from targetprop.feedback.solver import FeedbackReport, State, Taps, noise_like, taps
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.maps import Conv2dMap, DenseMap, LinearMap, Reduced
 from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
@@ -99,8 +99,6 @@ class PredictiveSolver:
     tracking: bool = True
     probe_every: int = 10
     probe_every_at_most: int = 1000
-
-    reads_output = False
 
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE

@@ -9,7 +9,7 @@ from torch import Generator
 from targetprop.feedback import losses
 from targetprop.feedback.sgd import momentum_step
 from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 
 
@@ -30,8 +30,6 @@ class ReconstructionSolver:
     iterations: int | tuple[int, ...] = 1
     momentum: float = 0.9
     tracking: bool = False
-
-    reads_output = True
 
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from targetprop.feedback import losses
 from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
-from targetprop.layers import Layer, Trace
+from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 
 
@@ -42,8 +42,6 @@ class SGDSolver:
     momentum: float = 0.9
     tracking: bool = False
 
-    reads_output = True
-
     def train(
         self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
     ) -> FeedbackReport:
@@ -51,8 +49,9 @@ class SGDSolver:
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
         count = int(per_layer(self.iterations, index, "iterations"))
         loss = None
+        output = trace.output
         for _ in range(count):
-            e, h = (noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, trace.output))
+            e, h = (noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, output))
             loss, gradient = losses.ldrl(layer, trace, e, h)
             peers.mean_(loss, gradient)
             momentum_step(layer.omega, gradient, state, "momentum", lr, self.momentum)

@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from targetprop.layers import Layer, Trace
-from targetprop.maps import AutogradMap
-from targetprop.pooling import memory_format
+from targetprop.laboratory.layers import Layer, Trace
+from targetprop.maps import AutogradMap, memory_format
 from targetprop.ranks import ALONE, Group
 
 State = dict[str, Any]
@@ -41,11 +40,6 @@ class Solver(Protocol):
     @property
     def tracking(self) -> bool:
         """Whether ω receives the increments of θ as well."""
-        ...
-
-    @property
-    def reads_output(self) -> bool:
-        """Whether ``train`` reads the values of ``trace.output``, not only their shape."""
         ...
 
     def train(

@@ -25,8 +25,8 @@ from targetprop.feedback import (
     ReconstructionSolver,
     SGDSolver,
 )
+from targetprop.laboratory.networks import NETWORKS
 from targetprop.models import MODELS
-from targetprop.networks import NETWORKS
 
 Precision = Literal["float32", "float64", "tf32", "bfloat16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]

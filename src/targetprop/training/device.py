@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from targetprop.pairing import Network
+from targetprop.laboratory.pairing import Network
 from targetprop.training.config import ConfigError, MemoryFormat, Precision
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -55,7 +55,7 @@ def prepare(net: Module, device: torch.device, precision: Precision, memory_form
     """``net`` on ``device``, its products in ``precision``.
 
     Raises:
-        ConfigError: bfloat16 for a module that is not a :class:`~targetprop.pairing.Network`, or as ``layout``.
+        ConfigError: bfloat16 for a module that is not a :class:`~targetprop.laboratory.pairing.Network`, or as ``layout``.
 
     """
     form = layout(net, memory_format)

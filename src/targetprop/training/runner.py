@@ -19,14 +19,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from targetprop import data, networks
+from targetprop import data
 from targetprop.algorithms import ALGORITHMS, LDRL, Algorithm, Attached, Report
 from targetprop.algorithms.ldrl import Carried
 from targetprop.analysis.alignment import alignment_of_grad, attached_angles
 from targetprop.data import Batches, Dataset, Images
 from targetprop.feedback import SOLVERS, Fixed
+from targetprop.laboratory import networks
+from targetprop.laboratory.pairing import Network
 from targetprop.models import MODELS
-from targetprop.pairing import Network
 from targetprop.ranks import Group, Ranks
 from targetprop.training import checkpoint
 from targetprop.training.checkpoint import CheckpointError

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from targetprop.activations import Feedback
+from targetprop.laboratory.activations import Feedback
 from targetprop.maps import along, sum_to_bias
 
 Kept = tuple[Tensor, Tensor, Tensor, bool]

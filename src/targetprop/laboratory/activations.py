@@ -11,7 +11,6 @@ y = ρ(c) is ρ′(y), not ρ′(c), which is why it cannot satisfy the Jacobian
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -27,10 +26,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise activation, one step of a :class:`~targetprop.stages.Stage`.
+    """An elementwise activation, one step of a :class:`~targetprop.laboratory.stages.Stage`.
 
     Attributes:
-        name: as in ``targetprop.networks`` (``"elu"``, ``"relu"``, ...).
+        name: ``"elu"``, ``"relu"``, ...
         rho: c ↦ ρ(c).
         slope: (e, c, y) ↦ ρ′(c) ⊙ e, with y = ρ(c); ``c`` is None unless ``needs_input``.
         matched: (r, c, y) ↦ ψ(r), the matched feedback activation at target r of a unit whose clean output is y.
@@ -184,17 +183,6 @@ def silu() -> Activation:
     return gated("silu", F.silu)
 
 
-ACTIVATIONS: dict[str, Callable[[], Activation]] = {
-    "identity": identity,
-    "elu": elu,
-    "relu": relu,
-    "leaky_relu": leaky_relu,
-    "tanh": tanh,
-    "sigmoid": sigmoid,
-    "gelu": gelu,
-    "silu": silu,
-}
-
 MODULES: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.Identity: lambda module: identity(),
     nn.ELU: lambda module: elu(module.alpha),
@@ -211,19 +199,3 @@ MODULES: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.Hardswish: lambda module: gated("hardswish", F.hardswish),
     nn.Softsign: lambda module: gated("softsign", F.softsign, monotone=True),
 }
-
-
-def get(name: str | Activation) -> Activation:
-    """The activation called ``name``.
-
-    Raises:
-        ValueError: for an unknown name; the sentence gives the nearest one.
-
-    """
-    if isinstance(name, Activation):
-        return name
-    if name not in ACTIVATIONS:
-        near = difflib.get_close_matches(name, ACTIVATIONS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(ACTIVATIONS)}."
-        raise ValueError(f"unknown activation '{name}'{hint}")
-    return ACTIVATIONS[name]()

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
-from targetprop.activations import Feedback
+from targetprop.laboratory.activations import Feedback
+from targetprop.maps import memory_format
 
 aten = torch.ops.aten
 Pair = tuple[int, int]
@@ -25,12 +26,6 @@ Winners = tuple[Tensor, Size, torch.memory_format]
 def pair(value: int | Sequence[int]) -> Pair:
     """(value, value) of one number, or the pair itself."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """``torch.channels_last`` for an image whose channels lie innermost, else ``torch.contiguous_format``."""
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def like(e: Tensor, shape: Sequence[int], form: torch.memory_format) -> Tensor:

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.activations import Feedback
+from targetprop.laboratory.activations import Feedback
+from targetprop.laboratory.normalisation import BatchNorm, ParameterGradients
+from targetprop.laboratory.stages import Stage, Step
 from targetprop.maps import LinearMap, Reduced, along, is_feedback, sum_to_bias
-from targetprop.normalisation import BatchNorm, ParameterGradients
-from targetprop.stages import Stage, Step
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,24 @@ class Trace:
     """One pass of a batch through a layer.
 
     Attributes:
+        layer: the layer.
         input: x = sⁿ⁻¹.
-        output: s = sⁿ.
+        kept: s = sⁿ; None for a term of a sum, which no pass down reads.
         saved: what the stage saved of this pass.
 
     """
 
+    layer: Layer
     input: Tensor
-    output: Tensor
+    kept: Tensor | None
     saved: tuple
+
+    @property
+    def output(self) -> Tensor:
+        """s = sⁿ, made again where it was not kept."""
+        if self.kept is not None:
+            return self.kept
+        return self.layer.stage.forward(self.layer.map.apply(self.input, self.layer.theta, self.layer.bias))[0]
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,8 @@ class ResidualTrace:
     saved: tuple
 
 
-Rule = Callable[["Layer", Trace, Tensor], Tensor]
+Carry = Callable[["Layer", Trace, Tensor], Tensor]
 """(layer, its trace, difference d at its output) ↦ difference at its input."""
-
-Join = Callable[[Stage, "ResidualTrace", Tensor], Tensor]
-"""(stage of a residual block, its trace, difference at its output) ↦ difference at the sum of its arms."""
 
 Learn = Callable[["Layer", Trace, Tensor], Any]
 """(layer, its trace, difference d at its output) ↦ what the layer learns from it."""
@@ -141,7 +147,7 @@ class Layer(nn.Module):
     def trace(self, x: Tensor) -> Trace:
         """F(x) with all that feedback and learning need of this pass."""
         s, saved = self.stage.forward(self.map.apply(x, self.theta, self.bias))
-        return Trace(x, s, saved)
+        return Trace(self, x, s, saved)
 
     def feed_back(self, z: Tensor, shape: Sequence[int]) -> Tensor:
         """A_ωᵀ z, shaped ``shape``; the bias b_ω cancels in differences and is left out."""
@@ -153,7 +159,7 @@ class Layer(nn.Module):
 
     def difference(self, trace: Trace, d: Tensor) -> Tensor:
         """G(s + d) − G(s), the difference correction (Lee et al. 2015); one feedback map for both terms."""
-        return self.feed_back(self.stage.difference(trace.saved, trace.output, d), trace.input.shape)
+        return self.feed_back(self.stage.difference(trace.saved, trace.kept, d), trace.input.shape)
 
     def reconstruct(self, trace: Trace, t: Tensor) -> Tensor:
         """G(t) = A_ωᵀ R(t) + b_ω."""
@@ -185,13 +191,10 @@ class Layer(nn.Module):
             if parameter.requires_grad:
                 accumulate(parameter, value)
 
-    def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, join: Join, learn: Learn) -> list[Any]:
-        """What ``learn`` makes of the last difference, which gives way to that at the input; see ``chain_targets``."""
-        trace, d = traces.pop(), differences.pop()
-        learned = learn(self, trace, d)
-        if self.has_feedback:
-            differences.append(rule(self, trace, d))
-        return [learned]
+    def descend(self, trace: Trace, d: Tensor, e: Tensor, carry: Carry, learn: Learn) -> tuple[list[Any], Tensor | None]:
+        """What the layer learned from e, and the difference at its input that it carries d to, if that needs one."""
+        learned = learn(self, trace, e)
+        return [learned], carry(self, trace, d) if self.has_feedback else None
 
     def leaves(self) -> Iterator[Layer]:
         """The layer itself."""
@@ -227,28 +230,23 @@ class Residual(nn.Module):
             b = layer(b)
         return self.stage.forward(a + b)[0]
 
-    def trace(self, x: Tensor, lean: bool = False) -> ResidualTrace:
-        """The same with traces; ``lean`` ones do not keep the two terms of the sum."""
+    def trace(self, x: Tensor) -> ResidualTrace:
+        """The same with traces, which do not keep the two terms of the sum."""
         branch, a = trace_chain(self.branch, x)
         shortcut, b = trace_chain(self.shortcut, x)
-        if lean:
-            branch, shortcut = without_sum_terms(self.branch, branch), without_sum_terms(self.shortcut, shortcut)
         s, saved = self.stage.forward(a + b)
-        return ResidualTrace(branch, shortcut, s, saved)
+        return ResidualTrace(without_term(self.branch, branch), without_term(self.shortcut, shortcut), s, saved)
 
-    def targets(self, traces: list[Any], differences: list[Tensor], rule: Rule, join: Join, learn: Learn) -> list[Any]:
-        """What ``learn`` makes of every layer's difference; the last difference gives way to the sum at the input."""
-        trace = traces.pop()
-        branch, shortcut = trace.branch, trace.shortcut
-        a = [join(self.stage, trace, differences.pop())]
-        b = list(a)
+    def descend(self, trace: ResidualTrace, d: Tensor, e: Tensor, carry: Carry, learn: Learn) -> tuple[list[Any], Any]:
+        """What every layer learned, and the sum of the differences that both arms carry to the input."""
+        e = self.stage.vjp(trace.saved, e)
+        d = self.stage.difference(trace.saved, trace.output, d)
+        arms = trace.branch, trace.shortcut
         del trace  # and with it the block's output
-        learned = chain_targets(self.branch, branch, a, rule, join, learn)
-        learned += chain_targets(self.shortcut, shortcut, b, rule, join, learn)
-        if a and b:
-            # a comes fresh from the branch's first layer; b may be what both began with.
-            differences.append(a.pop().add_(b.pop()))
-        return learned
+        learned, a = descend(list(self.branch), arms[0], d, e, carry, learn)
+        others, b = descend(list(self.shortcut), arms[1], d, e, carry, learn)
+        # a comes fresh from the branch's first layer; b may be d itself
+        return learned + others, None if a is None or b is None else a.add_(b)
 
     def leaves(self) -> Iterator[Layer]:
         """The layers of the branch, then of the shortcut."""
@@ -260,41 +258,46 @@ class Residual(nn.Module):
         return zip(self.leaves(), trace.branch + trace.shortcut, strict=True)
 
 
-def without_sum_terms(layers: Iterable[Any], traces: list[Trace]) -> list[Trace]:
-    """The traces of an arm without its output, if no stage needs it: NaN of the same shape, in no memory."""
-    if not traces or list(layers)[-1].stage.steps:
+def without_term(layers: Any, traces: list[Trace]) -> list[Trace]:
+    """The traces of an arm without its output, which only the sum reads, unless a step of the last stage keeps it anyway."""
+    if not traces or layers[-1].stage.steps:
         return traces
-    last = traces[-1]
-    absent = last.output.new_full((), math.nan).expand(last.output.shape)
-    return [*traces[:-1], Trace(last.input, absent, last.saved)]
+    return [*traces[:-1], replace(traces[-1], kept=None)]
 
 
-def trace_chain(blocks: Iterable[Any], x: Tensor, lean: bool = False) -> tuple[list[Any], Tensor]:
+def trace_chain(blocks: Iterable[Any], x: Tensor) -> tuple[list[Any], Tensor]:
     """Run x through ``blocks``; their traces and the output."""
     traces = []
     for block in blocks:
-        traces.append(block.trace(x, lean) if isinstance(block, Residual) else block.trace(x))
+        traces.append(block.trace(x))
         x = traces[-1].output
     return traces, x
 
 
-def join_differences(stage: Stage, trace: ResidualTrace, d: Tensor) -> Tensor:
-    """R(s + d) − R(s) of the block's stage."""
-    return stage.difference(trace.saved, trace.output, d)
+def descend(
+    blocks: Sequence[Any], traces: list[Any], d: Tensor, e: Tensor, carry: Carry, learn: Learn
+) -> tuple[list[Any], Tensor | None]:
+    """Take a difference at the output of ``blocks`` down to their input.
 
+    Args:
+        blocks: layers and residual blocks.
+        traces: theirs; each is taken off the end when its turn comes, so that its arrays are free once they have been used.
+        d: the difference to carry.
+        e: what the last layer learns from: d itself, but before a sum S′ᵀd of the sum's stage, which carries R(s + d) − R(s).
+        carry: how a layer carries a difference to its input.
+        learn: what a layer learns from one.
 
-def chain_targets(
-    blocks: Iterable[Any], traces: list[Any], differences: list[Tensor], rule: Rule, join: Join, learn: Learn
-) -> list[Any]:
-    """Carry the difference at the output of ``blocks`` down to their input; what every layer learned, first layer first.
+    Returns:
+        what every layer learned, the first layer first; and the difference at the input, None where none is needed.
 
-    The blocks take their traces off the end of ``traces``, and replace the one entry of ``differences``, leaving none where no
-    target is needed: so each array's memory is free once it has been used.
     """
     learned: list[Any] = []
-    for block in reversed(list(blocks)):
-        learned = block.targets(traces, differences, rule, join, learn) + learned
-    return learned
+    below: Any = d
+    for block in reversed(blocks):
+        found, below = block.descend(traces.pop(), d, e, carry, learn)
+        d = e = below
+        learned = found + learned
+    return learned, below
 
 
 def draw_feedback(module: nn.Module) -> None:

@@ -19,9 +19,9 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from targetprop.activations import Activation, Feedback
-from targetprop.normalisation import BatchNorm, ParameterGradients
-from targetprop.pooling import AvgPool, MaxPool
+from targetprop.laboratory.activations import Activation, Feedback
+from targetprop.laboratory.normalisation import BatchNorm, ParameterGradients
+from targetprop.laboratory.pooling import AvgPool, MaxPool
 
 T = TypeVar("T")
 
@@ -138,15 +138,15 @@ class Stage:
             t = self.steps[i].lift(saved[i], t, self.kind)
         return t
 
-    def difference(self, saved: tuple, s: Tensor, d: Tensor) -> Tensor:
-        """R(s + d) − R(s)."""
+    def difference(self, saved: tuple, s: Tensor | None, d: Tensor) -> Tensor:
+        """R(s + d) − R(s); s may be None where no step follows the map."""
         if self.kind == "mirror":
             return self._mirror_difference(saved, s, d)
         for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
             d = step.difference(kept, d)
         return d
 
-    def _mirror_difference(self, saved: tuple, s: Tensor, d: Tensor) -> Tensor:
+    def _mirror_difference(self, saved: tuple, s: Any, d: Tensor) -> Tensor:
         """The same of mirror feedback: the difference is taken behind the last activation, since the rest is linear."""
         order = lift_order(self.steps, self.kind)
         activations = [place for place, i in enumerate(order) if isinstance(self.steps[i], Activation)]

@@ -5,14 +5,12 @@ All share one signature: ``name(in_shape, classes, channels=..., activation="elu
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 from collections.abc import Sequence
 
-from torch import nn
-
-from targetprop import activations
-from targetprop.pairing import Sum
+from torch import Tensor, nn
 
 Shape = Sequence[int]
 
@@ -28,9 +26,34 @@ _MODULES: dict[str, type[nn.Module]] = {
 }
 
 
+class Sum(nn.Module):
+    """branch(x) + shortcut(x), the residual block to write in an ``nn.Sequential``; no shortcut is the identity.
+
+    Both arms start with a linear map; what follows the ``Sum`` (activation, pooling) acts on the sum.
+    """
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None):
+        """Join the two arms."""
+        super().__init__()
+        self.branch = branch
+        self.shortcut = nn.Sequential() if shortcut is None else shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """branch(x) + shortcut(x)."""
+        return self.branch(x) + self.shortcut(x)
+
+
 def activation_module(name: str) -> nn.Module:
-    """The module of the activation called ``name``."""
-    activations.get(name)  # its error names the nearest activation
+    """The module of the activation called ``name``.
+
+    Raises:
+        ValueError: for an unknown name; the sentence gives the nearest one.
+
+    """
+    if name not in _MODULES:
+        near = difflib.get_close_matches(name, _MODULES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_MODULES)}."
+        raise ValueError(f"unknown activation '{name}'; {hint}")
     return _MODULES[name]()
 
 

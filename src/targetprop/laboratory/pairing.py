@@ -8,42 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from targetprop import activations, maps, normalisation, pooling
-from targetprop.activations import Feedback
-from targetprop.layers import (
-    Join,
-    Layer,
-    Learn,
-    Residual,
-    ResidualTrace,
-    Rule,
-    Trace,
-    chain_targets,
-    join_differences,
-    trace_chain,
-)
-from targetprop.stages import Stage, Step
+from targetprop import maps
+from targetprop.laboratory import activations, normalisation, pooling
+from targetprop.laboratory.activations import Feedback
+from targetprop.laboratory.layers import Carry, Layer, Learn, Residual, ResidualTrace, Trace, descend, trace_chain
+from targetprop.laboratory.stages import Stage, Step
+from targetprop.models.plain import Sum
 
 
 class PairingError(TypeError):
     """A module that has no feedback partner."""
-
-
-class Sum(nn.Module):
-    """branch(x) + shortcut(x), the residual block to write in an ``nn.Sequential``; no shortcut is the identity.
-
-    Both arms start with a linear map; what follows the ``Sum`` (activation, pooling) acts on the sum.
-    """
-
-    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None):
-        """Join the two arms."""
-        super().__init__()
-        self.branch = branch
-        self.shortcut = nn.Sequential() if shortcut is None else shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """branch(x) + shortcut(x)."""
-        return self.branch(x) + self.shortcut(x)
 
 
 class Network(nn.Module):
@@ -130,9 +104,9 @@ class Network(nn.Module):
             x = block(x)
         return at_least_float32(x)
 
-    def trace(self, x: Tensor, lean: bool = False) -> tuple[Tensor, list[Trace | ResidualTrace]]:
-        """The logits and every block's trace; ``lean`` ones hold NaN for the terms that residual blocks sum."""
-        traces, logits = trace_chain(self.blocks, self.entry.forward(x)[0], lean)
+    def trace(self, x: Tensor) -> tuple[Tensor, list[Trace | ResidualTrace]]:
+        """The logits and every block's trace."""
+        traces, logits = trace_chain(self.blocks, self.entry.forward(x)[0])
         for layer, trace in self.leaf_traces(traces):
             layer.stage.observe(trace.saved)
         return at_least_float32(logits), traces
@@ -149,24 +123,17 @@ class Network(nn.Module):
         pairs = zip(self.blocks, traces, strict=True)
         return [leaf for block, trace in pairs for leaf in block.leaf_traces(trace)]  # type: ignore[operator]
 
-    def targets(
-        self,
-        traces: list[Trace | ResidualTrace],
-        d: Tensor,
-        learn: Learn,
-        rule: Rule = Layer.difference,
-        join: Join = join_differences,
+    def descend(
+        self, traces: list[Trace | ResidualTrace], d: Tensor, learn: Learn, carry: Carry = Layer.difference
     ) -> list[Any]:
-        """Carry the output's difference d = tᴺ − sᴺ, or error, down by ``rule`` and ``join``; ``traces`` is emptied.
+        """Carry the output's difference d = tᴺ − sᴺ down; ``traces`` is emptied.
 
         Returns:
             what ``learn`` made of (layer, trace, tⁿ − sⁿ), in the order of ``layers``. Each layer learns before the next
             difference is computed, so that one at a time is held.
 
         """
-        differences = [d]
-        del d
-        return chain_targets(self.blocks, traces, differences, rule, join, learn)
+        return descend(list(self.blocks), traces, d, d, carry, learn)[0]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
