@@ -319,7 +319,7 @@ def test_foreign_state_and_layer_ranks_are_refused():
         algorithms.Backprop(nn.Linear(3, 2)).load_state_dict(algo.state_dict())
     two = tp.ranks.Group()
     two.size = 2
-    with pytest.raises(ValueError, match="ldrl on a plain module probes every map in every process, so 2 processes"):
+    with pytest.raises(ValueError, match="AttachedLDRL does not train its feedback layer by layer, so 2 processes"):
         algo.distribute(tp.ranks.Ranks(two, tp.ranks.ALONE, two))
 
 

@@ -16,7 +16,7 @@ from targetprop.laboratory.layers import Gradients, Layer, Trace
 from targetprop.laboratory.pairing import Network
 
 
-class Carried(Attached):
+class AttachedLDRL(Attached):
     """L-DRL on any module: what ``LDRL(module)`` makes."""
 
     rule_type = rules.LDRL
@@ -40,7 +40,7 @@ class LDRL(Local):
 
     """
 
-    elsewhere = Carried
+    elsewhere = AttachedLDRL
     default_solver: Callable[[], Solver] = PredictiveSolver
     default_beta = 0.01
     """Small: what a finite nudge adds to the gradient grows with the weights; 0.1 diverged in long runs (docs/results.md)."""

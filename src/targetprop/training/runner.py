@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from targetprop import data
 from targetprop.algorithms import ALGORITHMS, LDRL, Algorithm, Attached, Report
-from targetprop.algorithms.ldrl import Carried
+from targetprop.algorithms.ldrl import AttachedLDRL
 from targetprop.analysis.alignment import alignment_of_grad, attached_angles
 from targetprop.data import Batches, Dataset, Images
 from targetprop.feedback import SOLVERS, Fixed
@@ -216,7 +216,9 @@ def build_algorithm(config: Config, net: nn.Module, example: Tensor | None = Non
     """The algorithm with its solver; ``example``: two images, by which a plain module is attached."""
     settings = config.algorithm
     kind = ALGORITHMS[settings.name]
-    carried: Any = kind if issubclass(kind, Attached) else Carried if kind is LDRL and not isinstance(net, Network) else None
+    carried: Any = (
+        kind if issubclass(kind, Attached) else AttachedLDRL if kind is LDRL and not isinstance(net, Network) else None
+    )
     kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing, "seed": config.seed}
     kwargs |= {"variant": settings.variant, **dataclasses.asdict(config.drl)}
     if settings.beta is not None:
