@@ -497,7 +497,7 @@ def test_feedback_that_nobody_teaches_is_said():
     model(torch.randn(4, 4)).sum().backward()
     model(torch.randn(4, 4)).sum().backward()  # accumulation says nothing
     optimizer.step()
-    with pytest.warns(UserWarning, match=r"its feedback learns nothing: call feedback.follow\(optimizer\)"):
+    with pytest.warns(UserWarning, match=r"feedback learns nothing: call follow\(optimizer\) of its feedback or algorithm"):
         model(torch.randn(4, 4))
     model(torch.randn(4, 4))
     assert not model._forward_pre_hooks

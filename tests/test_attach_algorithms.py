@@ -330,3 +330,19 @@ def test_kolen_pollack_without_follow_is_told_of():
     optimizer = torch.optim.SGD(model.parameters(), 0.05, weight_decay=0.01)
     with pytest.warns(UserWarning, match=r"its feedback learns nothing: call feedback\.follow\(optimizer\)"):
         steps(algo, optimizer, x, torch.arange(len(x)) % models.CLASSES, 3)
+
+
+def test_a_plain_checkpoint_is_one_call_away():
+    model, _, _ = models.make("resnet_basic")
+    plain = copy.deepcopy(model)
+    feedback = tp.attach(model)
+    assert feedback.plain_state_dict().keys() == plain.state_dict().keys() < model.state_dict().keys()
+    plain.load_state_dict(feedback.plain_state_dict())
+
+
+def test_reports_and_algorithms_are_printed_in_a_line():
+    net, x, y = make("mlp")
+    algo = algorithms.LDRL(net)
+    assert repr(algo).startswith("LDRL(Network, beta=0.01, solver=PredictiveSolver(")
+    assert repr(algo.backward(x, y)).startswith("Report(loss=")
+    assert len(repr(algo.backward(x, y)).splitlines()) == 1

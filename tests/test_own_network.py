@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from targetprop import cli
-from targetprop.training import config, runner
+from targetprop.commands import main as cli
+from targetprop.training import build, config
 from targetprop.training.config import ConfigError
 
 CODE = """
@@ -104,7 +104,7 @@ def test_bench_times_a_network_of_the_users_own(own, capsys):
 
 def test_settings_of_the_default_solver_count_on_plain_networks():
     chosen = config.load("digits-resnet-ldrl", [("predictive.probe_every", "7")])
-    solver = runner.build_algorithm(chosen, torch.nn.Linear(3, 2)).feedback.solver
+    solver = build.build_algorithm(chosen, torch.nn.Linear(3, 2)).feedback.solver
     assert (solver.probe_every, solver.tolerance) == (7, 0.01)
 
 

@@ -17,8 +17,8 @@ import torch
 import targetprop as tp
 import worlds
 from cases import CASES, make
-from targetprop import cli
 from targetprop.algorithms.sharing import assign
+from targetprop.commands import main as cli
 from targetprop.ranks import Group, Ranks
 from targetprop.training import checkpoint, launch
 from targetprop.training.logging import read_metrics

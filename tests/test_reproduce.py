@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from targetprop import cli
 from targetprop.algorithms import DDTPLinear
 from targetprop.analysis.alignment import backprop_gradients
+from targetprop.commands import main as cli
 from targetprop.experiments import figure_4_2, figure_4_3, figure_4_3_curves, theory
 from targetprop.experiments.cells import Place, cell, mean_and_std
 from targetprop.experiments.reproduce import EXPERIMENTS

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import targetprop as tp
 from cases import make, symmetric
-from targetprop.cli import main
+from targetprop.commands.main import main
 from targetprop.experiments import bench, scaling
 from targetprop.experiments.bench import Setting
 from targetprop.feedback import losses

@@ -16,8 +16,9 @@ import pytest
 import torch
 import yaml
 
-from targetprop import cli
-from targetprop.training import checkpoint, config, runner
+from targetprop.commands import common
+from targetprop.commands import main as cli
+from targetprop.training import build, checkpoint, config, loop
 from targetprop.training.logging import commit, read_metrics
 
 TINY = [
@@ -88,8 +89,8 @@ def test_every_preset_is_a_configuration_whose_network_fits_its_images(name):
     shapes = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28)}
     classes = 1000 if "imagenet" in name else 10
     images = SimpleNamespace(in_shape=shapes.get(chosen.data.name, (3, 32, 32)), classes=classes)
-    net = runner.build_network(chosen, images)
-    runner.build_algorithm(chosen, net)
+    net = build.build_network(chosen, images)
+    build.build_algorithm(chosen, net)
     if name.endswith("-paper"):
         feedback_layers = sum(layer.has_feedback for layer in net.layers)
         assert len(chosen.sgd.lr) == len(chosen.sgd.noise) == len(chosen.sgd.iterations) == feedback_layers
@@ -263,17 +264,17 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, algorithm, capsys):
     words += ["--algorithm.solver", {"ldrl": "predictive", "dtp": "reconstruction"}.get(algorithm, "null")]
     assert run("train", *words, "--out", tmp_path / "whole") == 0
     cut = tmp_path / "cut"
-    chosen = config.load(words[0], cli.overrides([str(w) for w in words[1:]]))
+    chosen = config.load(words[0], common.overrides([str(w) for w in words[1:]]))
 
     def interrupt(session, loss):
         if session.progress.step in (4, 13):
             os.kill(os.getpid(), signal.SIGINT)
 
-    session = runner.start(chosen, cut)
+    session = loop.start(chosen, cut)
     for expected in (4, 13):
-        with pytest.raises(runner.Interrupted, match=f"step {expected}; go on with: targetprop resume"):
-            runner.run(session, interrupt)
-        session = runner.resume(cli.run_config(cut), cut)
+        with pytest.raises(loop.Interrupted, match=f"step {expected}; go on with: targetprop resume"):
+            loop.run(session, interrupt)
+        session = loop.resume(common.run_config(cut), cut)
     assert run("resume", cut) == 0
     assert equal(weights(tmp_path / "whole"), weights(cut))
 
@@ -286,7 +287,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, algorithm, capsys):
 
 def start(folder, *words):
     # a child process that sees this source tree as this process does
-    command = [sys.executable, "-m", "targetprop.cli", *map(str, words)]
+    command = [sys.executable, "-m", "targetprop.commands.main", *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -410,5 +411,5 @@ def test_the_section_of_a_default_solver_counts():
     cases = (("dtp", "reconstruction.lr", 0.5), ("parallel_ldrl", "adam.samples", 3), ("ldrl", "predictive.tolerance", 0.3))
     for name, key, value in cases:
         chosen = config.build([("algorithm.name", name), (key, value), ("network.channels", [4])])
-        algo = runner.build_algorithm(chosen, runner.build_network(chosen, runner.load_data(chosen)))
+        algo = build.build_algorithm(chosen, build.build_network(chosen, build.load_data(chosen)))
         assert getattr(algo.solver, key.split(".")[1]) == value

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from cases import CASES, make
-from targetprop import cli
+from targetprop.commands import main as cli
 from targetprop.ranks import Group, Ranks, mesh
 from targetprop.training import checkpoint
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from targetprop.cli import main
+from targetprop.commands.main import main
 
 sys.exit(main())

@@ -40,6 +40,11 @@ class Report:
     logits: Tensor
     feedback: dict[str, FeedbackReport] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """The loss and what was trained, not the arrays."""
+        probed = [name for name, entry in self.feedback.items() if entry.iterations]
+        return f"Report(loss={self.loss.item():.4g}, logits {tuple(self.logits.shape)}, feedback trained: {probed})"
+
 
 def several_processes() -> bool:
     """Whether torch.distributed runs with more than one process."""
@@ -91,6 +96,12 @@ class Algorithm(ABC):
         self.net = net
         self.loss = loss_function(loss, label_smoothing)
         self.ranks = Ranks()
+
+    def __repr__(self) -> str:
+        """The algorithm, its settings and its network's type."""
+        own = {"beta": getattr(self, "beta", None), "solver": getattr(self, "solver", None)}
+        shown = ", ".join([type(self.net).__name__, *(f"{k}={v}" for k, v in own.items() if v is not None)])
+        return f"{type(self).__name__}({shown})"
 
     @abstractmethod
     def backward(self, x: Tensor, y: Tensor) -> Report:

@@ -531,6 +531,10 @@ class Feedback:
         self.sites, self._modules = [], {}
         return self.model
 
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """The model's ``state_dict`` without ω, which the plain model loads."""
+        return {name: value for name, value in self.model.state_dict().items() if not is_feedback(name)}
+
     def state_dict(self) -> dict[str, Any]:
         """What is remembered beside ω, which are in the model's own ``state_dict``: the solver's memory of every map."""
         return {

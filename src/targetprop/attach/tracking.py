@@ -152,8 +152,8 @@ class Reminder:
         if self.seen is not None and weight._version > self.seen:
             self.remove()
             warnings.warn(
-                "the weights of an attached model move but its feedback learns nothing: call feedback.follow(optimizer) once, "
-                "or feedback.step() after every step.",
+                "the weights of an attached model move but its feedback learns nothing: call follow(optimizer) of "
+                "its feedback or algorithm once, or feedback.step() after every step.",
                 UserWarning,
                 stacklevel=2,
             )

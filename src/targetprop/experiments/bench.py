@@ -34,11 +34,11 @@ from targetprop.feedback import PredictiveSolver, SGDSolver
 from targetprop.laboratory import networks
 from targetprop.models import MODELS, CharGPT, plain
 from targetprop.training import config
+from targetprop.training.build import build_model
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import ConfigError, MemoryFormat, Precision
 from targetprop.training.device import layout, pick_device, prepare, weight_dtype
 from targetprop.training.logging import environment
-from targetprop.training.runner import build_model
 
 PAPER_PRESETS = {"simple_vgg": "cifar10-vgg-ldrl-paper", "lenet": "cifar10-lenet-ldrl-paper"}
 CONTENDERS = {

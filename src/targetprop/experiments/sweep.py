@@ -12,7 +12,7 @@ from typing import Any
 
 from targetprop.analysis.tables import markdown, number
 from targetprop.experiments.bench import provenance
-from targetprop.training import config, runner
+from targetprop.training import config, loop, session
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
 
@@ -60,10 +60,10 @@ def differences(a: Config, b: Config) -> str:
     return ", ".join(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key != "data.dir")
 
 
-def run_cell(cell: Cell, follow: Callable[[runner.Session], None]) -> None:
+def run_cell(cell: Cell, follow: Callable[[session.Session], None]) -> None:
     """Start the cell's run, go on with it, or leave it alone if it has ended."""
     if cell.result is None:
-        follow(runner.take_up(cell.config, cell.folder))
+        follow(loop.take_up(cell.config, cell.folder))
 
 
 @dataclass(frozen=True)

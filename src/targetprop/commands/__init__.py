@@ -1,0 +1,1 @@
+"""The commands of ``targetprop``, one a file: what it is about, its arguments, and what it does."""

@@ -1,0 +1,143 @@
+"""What several commands share: overrides, folders, the progress bar."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from targetprop.analysis import figures
+from targetprop.ranks import Ranks
+from targetprop.training import config, launch, loop
+from targetprop.training.config import Config, ConfigError
+from targetprop.training.logging import read_metrics
+
+console = Console()
+
+
+def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
+    """(key, text) pairs of ``--key value`` and ``--key=value``.
+
+    Raises:
+        ConfigError: a word that is not an option, or an option without a value.
+
+    """
+    pairs, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected '{word}'; overrides are written --key value, such as --optimizer.lr 0.1.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"--{key} has no value; write --{key} VALUE.")
+            value = rest.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def data_dir(args: argparse.Namespace) -> list[tuple[str, Any]]:
+    """The override of ``--data-dir``."""
+    return [("data.dir", args.data_dir)] if args.data_dir else []
+
+
+def no_more(words: Sequence[str], command: str) -> None:
+    """Refuse words that a command without overrides does not know.
+
+    Raises:
+        ConfigError: there are some.
+
+    """
+    if words:
+        raise ConfigError(f"unexpected '{words[0]}'; see targetprop {command} --help.")
+
+
+def writable(name: str) -> Path:
+    """The folder ``name``, made if need be.
+
+    Raises:
+        ConfigError: it cannot be made.
+
+    """
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
+    return folder
+
+
+def run_config(folder: Path, settings: Sequence[tuple[str, Any]] = ()) -> Config:
+    """The configuration of a run folder.
+
+    Raises:
+        ConfigError: the folder holds no run.
+
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no run (no config.yaml); name the folder that 'targetprop train' made.")
+    return config.load(str(path), settings)
+
+
+class Stopped(Exception):
+    """The processes of a run have ended; ``code`` is the command's exit code."""
+
+    def __init__(self, code: int, message: str | None):
+        """Keep the code; without a ``message`` the processes have spoken themselves."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@contextmanager
+def ranks_of(args: argparse.Namespace) -> Iterator[Ranks]:
+    """The processes to train with: this one, those that torchrun started, or, where several are asked for, new ones.
+
+    Raises:
+        Stopped: the work was done by new processes.
+
+    """
+    layout = launch.Layout(args.devices, args.nodes, args.layer_ranks, args.rendezvous)
+    layout.check()
+    if layout.devices * layout.nodes > 1 and not launch.started():
+        raise Stopped(*launch.launch(args.words, layout))
+    try:
+        ranks = launch.join(layout.layer_ranks)
+        console.quiet = not ranks.leader
+        yield ranks
+    finally:
+        launch.leave()
+
+
+def spread_out(p: argparse.ArgumentParser) -> None:
+    """The options of a run in several processes."""
+    p.add_argument("--devices", type=int, default=1, help="processes on this node, one per GPU where there are GPUs")
+    p.add_argument("--nodes", type=int, default=1, help="machines; give the same command on each")
+    p.add_argument("--rendezvous", metavar="HOST:PORT", help="of one of several nodes, where they find each other")
+    p.add_argument("--layer-ranks", type=int, default=1, help="how many processes share out the layers; the rest, the batch")
+
+
+def follow(session: loop.Session, deadline: float = float("inf")) -> None:
+    """Run with a progress bar, then draw and print the result."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        label = session.config.algorithm.name
+        task = bar.add_task(label, total=session.last_step, completed=session.progress.step, loss=float("nan"))
+
+        def tell(session: loop.Session, loss: float) -> None:
+            bar.update(task, completed=session.progress.step, loss=loss)
+
+        result = loop.run(session, tell, deadline)
+    if session.ranks.leader:
+        curves = {session.folder.name: read_metrics(session.folder / "metrics.jsonl")}
+        figures.draw_runs(curves, session.folder / "curves.png")
+    console.print(
+        f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
+        f"{1000 * result['seconds_per_step']:.1f} ms per step"
+    )

@@ -1,0 +1,47 @@
+"""Print a table of runs and draw them into one picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from targetprop.analysis import figures, tables
+from targetprop.commands.common import console, no_more, run_config
+from targetprop.training.config import ConfigError
+from targetprop.training.logging import read_metrics
+
+
+def add(p: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    p.add_argument("runs", nargs="+", help="run folders")
+    p.add_argument("--out", default="comparison.png", help="the picture to write")
+
+
+def run(args: argparse.Namespace, words: list[str]) -> None:
+    """Print a table of runs and draw them into one picture."""
+    no_more(words, "compare")
+    rows, lines = {}, []
+    for name in args.runs:
+        folder = Path(name)
+        chosen = run_config(folder)
+        label = folder.name if folder.name not in rows else str(folder)
+        rows[label] = read_metrics(folder / "metrics.jsonl")
+        if not rows[label]:
+            raise ConfigError(f"{folder} holds no metrics yet; let it run first.")
+        path = folder / "result.json"
+        result = json.loads(path.read_text()) if path.exists() else None
+        lines.append(tables.summarise(label, chosen.to_dict(), rows[label], result))
+    table = Table(*tables.HEADINGS)
+    for line in lines:
+        table.add_row(*line.cells())
+    console.print(table)
+    try:
+        out = Path(args.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figures.draw_runs(rows, out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{args.out} cannot be written ({error}); give another --out, ending in .png or .pdf.") from error
+    console.print(f"picture: {args.out}")

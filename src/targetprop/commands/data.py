@@ -1,0 +1,79 @@
+"""List, fetch or check data sets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.progress import Progress
+from rich.table import Table
+
+from targetprop.commands.common import console
+from targetprop.data import SOURCES, DataError, catalogue, fetch
+from targetprop.training.config import ConfigError
+
+
+def add(p: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    p.add_argument("what", choices=("list", "fetch", "check"))
+    p.add_argument("name", nargs="?", help="a data set")
+    p.add_argument("--data-dir", help="where data sets lie")
+
+
+def run(args: argparse.Namespace, words: list[str]) -> None:
+    """List, fetch or check data sets."""
+    words = [*([args.name] if args.what == "list" and args.name else []), *words]
+    if words:
+        raise ConfigError(f"unexpected '{words[0]}'; data takes list, fetch NAME or check NAME, and --data-dir.")
+    folder = Path(args.data_dir) if args.data_dir else None
+    if args.what == "list":
+        table = Table("name", "what it is", "here")
+        for source in SOURCES.values():
+            table.add_row(source.name, source.about, "yes" if present(source.name, folder) else "–")
+        console.print(table)
+        return
+    if not args.name:
+        raise ConfigError(f"data {args.what} needs a name; known are {', '.join(SOURCES)}.")
+    if args.what == "fetch":
+        with Progress(console=console) as bar:
+            paths = fetch.fetch(args.name, folder, Download(bar, args.name))
+        console.print(f"{args.name}: " + (", ".join(map(str, paths)) or "ships with the package, nothing to fetch"))
+    found = catalogue.load(args.name, folder)
+    console.print(
+        f"{args.name}: {len(found.train)} training and {len(found.test)} test images of shape {found.in_shape}, "
+        f"{found.classes} classes, files intact"
+    )
+
+
+def present(name: str, folder: Path | None) -> bool:
+    """Whether the files of a data set are there."""
+    if name in ("digits", "folder"):
+        return name == "digits"
+    try:
+        catalogue.locate(name, folder)
+    except DataError:
+        return False
+    return True
+
+
+class Download:
+    """A rich progress bar with the methods that pooch calls."""
+
+    def __init__(self, bar: Progress, name: str):
+        """Show downloads of the set ``name`` in ``bar``."""
+        self.bar, self.name = bar, name
+        self.total = 0
+        self.task = None
+
+    def update(self, count: int) -> None:
+        """``count`` more bytes have come."""
+        if self.task is None:
+            self.task = self.bar.add_task(self.name, total=self.total or None)
+        self.bar.update(self.task, advance=count, total=self.total or None)
+
+    def reset(self) -> None:
+        """Pooch calls this at the end, before a last update that counts everything again."""
+        self.task = None
+
+    def close(self) -> None:
+        """Nothing is held open."""

@@ -1,0 +1,34 @@
+"""Test a run's weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from targetprop.commands.common import console, data_dir, overrides, run_config
+from targetprop.training import build, checkpoint, evaluate
+from targetprop.training.session import load_weights
+
+
+def add(p: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    p.add_argument("run", help="the run's folder")
+    p.add_argument("--weights", choices=("best", "last"), default="last", help="which checkpoint")
+    p.add_argument("--data-dir", help="where data sets lie")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace, words: list[str]) -> None:
+    """Print the accuracy of a checkpoint on the test images."""
+    folder = Path(args.run)
+    chosen = run_config(folder, [*overrides(words), *data_dir(args)])
+    path = folder / f"{args.weights}.pt"
+    state = checkpoint.load(path)
+    session = build.set_up(chosen, folder)
+    load_weights(session.net, state, path)
+    scores = evaluate.accuracy(session.net, session.algo, session.test)
+    if args.json:
+        print(json.dumps(scores))
+    else:
+        console.print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))

@@ -1,0 +1,92 @@
+"""The command line: ``targetprop COMMAND``; errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from targetprop import PairingError, __version__
+from targetprop.commands import bench, compare, data, evaluate, presets, reproduce, resume, scaling, sweep, train
+from targetprop.commands.common import Stopped
+from targetprop.data import DataError
+from targetprop.ranks import RankLost
+from targetprop.training import launch, loop
+from targetprop.training.checkpoint import CheckpointError
+from targetprop.training.config import ConfigError
+
+BAD_INPUT, DIVERGED = 2, 3
+COMMANDS = {
+    "train": train,
+    "resume": resume,
+    "sweep": sweep,
+    "reproduce": reproduce,
+    "evaluate": evaluate,
+    "compare": compare,
+    "bench": bench,
+    "scaling": scaling,
+    "data": data,
+    "presets": presets,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The subcommands; options of the configuration are left for ``overrides``."""
+    top = argparse.ArgumentParser(
+        "targetprop",
+        description="Train deep networks by difference target propagation, beside what it is compared with.",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        made = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
+        command.add(made)
+        made.set_defaults(action=command.run)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    0 done, 2 bad input (one sentence on standard error), 3 training diverged, 4 contact with another rank lost, 128 + n
+    stopped by signal n. In a run of several processes rank 0 speaks of what they all see.
+    """
+    try:
+        args, rest = parser().parse_known_args(argv)
+        args.words = sys.argv[1:] if argv is None else list(argv)
+        args.action(args, rest)
+    except Stopped as stopped:
+        return complain(stopped, stopped.code) if stopped.message else stopped.code
+    except RankLost as error:
+        return launch.LOST if launch.LAUNCHED in os.environ else complain(error, launch.LOST)
+    except (ConfigError, DataError, CheckpointError, PairingError) as error:
+        return complain(error, BAD_INPUT)
+    except loop.Diverged as error:
+        return DIVERGED if rank() else complain(error, DIVERGED)
+    except loop.Interrupted as error:
+        return 128 + error.number if rank() else complain(error, 128 + error.number)
+    except OSError as error:
+        return complain(
+            OSError(f"{error.filename or 'a file'}: {error.strerror or error}; free it or choose another place."), BAD_INPUT
+        )
+    except KeyboardInterrupt:
+        return complain(RuntimeError("stopped before training began; nothing was lost."), 130)
+    return 0
+
+
+def complain(error: Exception, code: int) -> int:
+    """Print one sentence on standard error."""
+    who = f"targetprop, rank {rank()}" if launch.started() else "targetprop"
+    print(f"{who}: {error}", file=sys.stderr)
+    return code
+
+
+def rank() -> int:
+    """The number of this process among those of a run; 0 if it is alone."""
+    return int(os.environ["RANK"]) if launch.started() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

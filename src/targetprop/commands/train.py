@@ -1,0 +1,26 @@
+"""Start a run from a preset or YAML file; override any key with --key value."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from targetprop.commands.common import data_dir, follow, overrides, ranks_of, spread_out
+from targetprop.training import config, loop
+
+
+def add(p: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    p.add_argument("preset", help="a preset's name or a YAML file")
+    p.add_argument("--out", help="the run's folder (default runs/PRESET)")
+    p.add_argument("--data-dir", help="where data sets lie")
+    spread_out(p)
+
+
+def run(args: argparse.Namespace, words: list[str]) -> None:
+    """Start a run."""
+    chosen = config.load(args.preset, [*overrides(words), *data_dir(args)])
+    folder = Path(args.out or Path("runs") / Path(args.preset).stem)
+    loop.refuse_used(folder)
+    with ranks_of(args) as ranks:
+        follow(loop.start(chosen, folder, ranks))
