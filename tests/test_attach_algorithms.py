@@ -328,7 +328,7 @@ def test_kolen_pollack_without_follow_is_told_of():
     model, x, _ = models.make("resnet_basic", torch.float32)
     algo = algorithms.KolenPollack(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, weight_decay=0.01)
-    with pytest.warns(UserWarning, match=r"its feedback learns nothing: call feedback\.follow\(optimizer\)"):
+    with pytest.warns(UserWarning, match=r"its feedback learns nothing: call follow\(optimizer\)"):
         steps(algo, optimizer, x, torch.arange(len(x)) % models.CLASSES, 3)
 
 
