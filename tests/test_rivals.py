@@ -10,8 +10,10 @@ import targetprop as tp
 from cases import make, symmetric
 from targetprop.algorithms.ddtp_linear import direct_drl
 from targetprop.algorithms.drl import drl
+from targetprop.citations import entries
 from targetprop.feedback import losses
 from targetprop.laboratory.layers import Residual
+from targetprop.properties import found
 from transcription import feedback_of
 
 alg = tp.algorithms
@@ -267,3 +269,24 @@ def test_the_readme_shows_the_table_of_algorithms():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert tp.algorithms.table() in readme
     assert all(f"`{kind.__name__}" in tp.algorithms.table() for kind in tp.algorithms.ALGORITHMS.values())
+
+
+def test_a_new_file_is_a_new_algorithm(tmp_path, monkeypatch):
+    """The registry finds classes by their files: nothing else names them."""
+    package = tmp_path / "own"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "halved.py").write_text(
+        "import targetprop as tp\nclass Halved(tp.algorithms.LDRL):\n    rows = ()\nclass Helper:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import own
+
+    assert {name: kind.__name__ for name, kind in found(own, "rows").items()} == {"halved": "Halved"}
+
+
+def test_every_entry_of_the_bibliography_is_cited_by_something():
+    named = {key for kind in [*alg.ALGORITHMS.values(), *tp.rules.RULES.values()] for key in getattr(kind, "papers", ())}
+    assert set(entries()) == named | {"rumelhart1986", "akrout2019"}
+    feedback = tp.attach(torch.nn.Linear(3, 2), rule="sign_symmetry")
+    assert "liao2016" in tp.cite(feedback)

@@ -1,5 +1,7 @@
 """Credit assignment rules, one a file; all share ``algo.backward(x, y) -> Report``."""
 
+import sys
+
 from targetprop import rules
 from targetprop.algorithms.attached import Attached, carried
 from targetprop.algorithms.backprop import Backprop
@@ -11,8 +13,9 @@ from targetprop.algorithms.fixed_weight_dtp import FixedWeightDTP
 from targetprop.algorithms.jacobian_matching_oracle import JacobianMatchingOracle
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.algorithms.parallel_ldrl import ParallelLDRL
-from targetprop.algorithms.table import table
 from targetprop.algorithms.targetprop import TargetProp
+from targetprop.feedback import SOLVERS
+from targetprop.properties import found, markdown
 
 FeedbackAlignment = carried(rules.FeedbackAlignment)
 DirectFeedbackAlignment = carried(rules.DirectFeedbackAlignment)
@@ -20,22 +23,18 @@ WeightMirror = carried(rules.WeightMirror)
 KolenPollack = carried(rules.KolenPollack)
 SignSymmetry = carried(rules.SignSymmetry)
 
-ALGORITHMS = {
-    "backprop": Backprop,
-    "ldrl": LDRL,
-    "dtp": DTP,
-    "targetprop": TargetProp,
-    "fixed_weight_dtp": FixedWeightDTP,
-    "parallel_ldrl": ParallelLDRL,
-    "jacobian_matching_oracle": JacobianMatchingOracle,
-    "drl": DRL,
-    "ddtp_linear": DDTPLinear,
-    "feedback_alignment": FeedbackAlignment,
-    "direct_feedback_alignment": DirectFeedbackAlignment,
-    "weight_mirror": WeightMirror,
-    "kolen_pollack": KolenPollack,
-    "sign_symmetry": SignSymmetry,
+ALGORITHMS: dict[str, type[Algorithm]] = found(sys.modules[__name__], "rows")
+ALGORITHMS |= {
+    name: globals().get(rule.__name__) or carried(rule) for name, rule in rules.RULES.items() if "rows" in vars(rule)
 }
+"""Every algorithm by its name, which is the file's of its class or of its rule."""
+
+
+def table() -> str:
+    """What each algorithm assumes and costs, as a table in Markdown: the rows of algorithms, solvers and rules."""
+    kinds = [ALGORITHMS["backprop"], *SOLVERS.values(), *ALGORITHMS.values()]
+    return markdown(kind for kind in dict.fromkeys(kinds) if hasattr(kind, "rows"))
+
 
 __all__ = [
     "ALGORITHMS",

@@ -65,6 +65,7 @@ class Attached(Algorithm):
         """
         super().__init__(net, loss, label_smoothing)  # type: ignore[arg-type]
         self.rule = None if self.rule_type is None else self.rule_type(**fields)
+        self.papers = ("rumelhart1986",) if self.rule is None else self.rule.papers
         if beta is not None and isinstance(net, Network):
             raise ValueError(
                 f"{type(self).__name__} carries errors through a network of targetprop.pair, so beta={beta} would change "
@@ -80,6 +81,11 @@ class Attached(Algorithm):
             self.feedback = handle_of(net, self.rule, self.settings)
             if self.feedback is None and (example_inputs or not self.rule.direct):
                 self.attach(*example_inputs)
+
+    @property
+    def solver(self) -> Any:
+        """How ω learn; None for backpropagation, and before the module is attached."""
+        return None if self.feedback is None else self.feedback.solver
 
     @property
     def name(self) -> str:
@@ -153,7 +159,7 @@ class Attached(Algorithm):
 
 def carried(rule: type[Rule]) -> type[Attached]:
     """The algorithm of a rule that autograd carries, named and described as the rule is."""
-    places = {"rule_type": rule, "__doc__": rule.__doc__, "__module__": "targetprop.algorithms"}
+    places = {"rule_type": rule, "rows": rule.rows, "__doc__": rule.__doc__, "__module__": "targetprop.algorithms"}
     return type(rule.__name__, (Attached,), places)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from targetprop.algorithms.attached import Attached
 from targetprop.algorithms.base import Loss
+from targetprop.properties import Row
 
 
 class Backprop(Attached):
@@ -19,6 +20,19 @@ class Backprop(Attached):
         >>> report = algo.backward(x, y)
 
     """
+
+    rows = (
+        Row(
+            "Backprop",
+            carries="error",
+            feedback="θᵀ",
+            local="no",
+            transport="yes",
+            symmetric="yes",
+            phases="errors",
+            passes="1",
+        ),
+    )
 
     def __init__(
         self, net: nn.Module, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0,

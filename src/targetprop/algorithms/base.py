@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from targetprop.feedback import FeedbackReport
 from targetprop.laboratory.layers import Gradients
 from targetprop.laboratory.pairing import Network
+from targetprop.properties import Row
 from targetprop.ranks import Ranks
 from targetprop.seeds import mixed
 
@@ -63,6 +64,15 @@ class Algorithm(ABC):
 
     splits_layers = False
     """Whether processes can share out the layers whose feedback learns."""
+
+    papers: tuple[str, ...]
+    """Keys of the papers it comes from, in ``citations.bib``."""
+
+    solver: Any = None
+    """How its feedback learns, where that can be chosen."""
+
+    rows: tuple[Row, ...]
+    """Of the table of algorithms; a class that has some is in ``ALGORITHMS`` under its file's name."""
 
     elsewhere: type[Algorithm] | None = None
     """The algorithm that the class's constructor makes on a module that is no network of ``targetprop.pair``."""

@@ -16,6 +16,7 @@ from targetprop.feedback.adam import adam_step
 from targetprop.feedback.solver import noise_like
 from targetprop.laboratory.layers import Gradients, Layer, Trace
 from targetprop.laboratory.pairing import Network
+from targetprop.properties import Row
 
 
 def direct_drl(q: Tensor, moved: Tensor, e: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -36,6 +37,20 @@ class DDTPLinear(Algorithm):
         directs: Qⁿ per layer name, of shape (outputs of the net, outputs of the layer); drawn on the first batch.
 
     """
+
+    papers = ("meulemans2020",)
+    rows = (
+        Row(
+            "DDTPLinear",
+            carries="target, straight from the output",
+            feedback="brings noise back from the output, linearly",
+            local="no",
+            transport="no",
+            symmetric="no",
+            phases="K noisy passes to the output, a layer at a time; targets",
+            passes="1 + O(N K)",
+        ),
+    )
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from targetprop.feedback.adam import adam_step
 from targetprop.feedback.solver import PerLayer, noise_like, per_layer
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.laboratory.pairing import Network
+from targetprop.properties import Row
 
 Schedule = Literal["sequential", "parallel"]
 """Feedback learns before a batch's targets (the paper's s-), or after them, as if at the same time (p-)."""
@@ -83,6 +84,20 @@ class DRL(LDRL):
         schedule: ``"sequential"``, ω learns before the batch's targets; ``"parallel"``, after them, as if at the same time.
 
     """
+
+    papers = ("meulemans2020",)
+    rows = (
+        Row(
+            "DRL",
+            carries="difference-corrected target",
+            feedback="brings noise back from the output (Meulemans et al. 2020)",
+            local="no",
+            transport="no",
+            symmetric="no",
+            phases="K noisy passes to the output and back, a layer at a time; targets",
+            passes="1 + O(N K)",
+        ),
+    )
 
     splits_layers = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import ReconstructionSolver
+from targetprop.properties import Row
 
 
 class DTP(LDRL):
@@ -13,6 +14,20 @@ class DTP(LDRL):
     Jacobian tends to the *inverse* of the forward layer's where one exists, not to its transpose. The default solver is
     ``ReconstructionSolver()``.
     """
+
+    papers = ("lee2015",)
+    rows = (
+        Row(
+            "DTP",
+            carries="difference-corrected target",
+            feedback="denoising auto-encoder (Lee et al. 2015)",
+            local="yes",
+            transport="no",
+            symmetric="no",
+            phases="K noisy passes, targets",
+            passes="1 + K",
+        ),
+    )
 
     default_solver = ReconstructionSolver
     default_beta = 0.1

@@ -6,10 +6,25 @@ from targetprop.algorithms.base import Loss
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import Fixed
 from targetprop.laboratory.pairing import Network
+from targetprop.properties import Row
 
 
 class FixedWeightDTP(LDRL):
     """FW-DTP (Shibuya et al. 2023): difference-corrected targets through ω as initialised; (a) does nothing."""
+
+    papers = ("shibuya2023",)
+    rows = (
+        Row(
+            "FixedWeightDTP",
+            carries="difference-corrected target",
+            feedback="as initialised",
+            local="yes",
+            transport="no",
+            symmetric="no",
+            phases="targets",
+            passes="1",
+        ),
+    )
 
     def __init__(
         self, net: Network, beta: float | None = None, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import JacobianMatching
+from targetprop.properties import Row
 
 
 class JacobianMatchingOracle(LDRL):
@@ -11,5 +12,22 @@ class JacobianMatchingOracle(LDRL):
 
     As L-DRL, with ``JacobianMatching()`` for the default solver.
     """
+
+    papers = (
+        "ernoult2022",
+        "bao2024",
+    )
+    rows = (
+        Row(
+            "JacobianMatchingOracle",
+            carries="difference-corrected target",
+            feedback="nearest Jacobian in closed form (Bao et al. 2024): an oracle",
+            local="no",
+            transport="yes",
+            symmetric="yes",
+            phases="targets",
+            passes="1",
+        ),
+    )
 
     default_solver = JacobianMatching

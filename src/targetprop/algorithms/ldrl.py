@@ -40,6 +40,8 @@ class LDRL(Local):
 
     """
 
+    papers = ("ernoult2022",)
+    rows = ()  # those of its solvers
     elsewhere = AttachedLDRL
     default_solver: Callable[[], Solver] = PredictiveSolver
     default_beta = 0.01

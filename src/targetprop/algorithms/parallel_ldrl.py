@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import AdamSolver
+from targetprop.properties import Row
 
 
 class ParallelLDRL(LDRL):
@@ -11,5 +12,19 @@ class ParallelLDRL(LDRL):
 
     As L-DRL, with ``AdamSolver()`` for the default solver.
     """
+
+    papers = ("ernoult2022",)
+    rows = (
+        Row(
+            "ParallelLDRL",
+            carries="difference-corrected target",
+            feedback="one Adam step a batch on the L-DRL loss, 10 noise samples",
+            local="yes",
+            transport="no",
+            symmetric="yes: ω both ways",
+            phases="noisy passes, targets",
+            passes="14",
+        ),
+    )
 
     default_solver = AdamSolver

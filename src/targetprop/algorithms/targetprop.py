@@ -6,6 +6,7 @@ from torch import Tensor
 
 from targetprop.algorithms.dtp import DTP
 from targetprop.laboratory.layers import Layer, Trace
+from targetprop.properties import Row
 
 
 class TargetProp(DTP):
@@ -13,6 +14,23 @@ class TargetProp(DTP):
 
     In a residual block every layer's target is that of its own feedback, and the differences of both arms are summed.
     """
+
+    papers = (
+        "bengio2014",
+        "lee2015",
+    )
+    rows = (
+        Row(
+            "TargetProp",
+            carries="target",
+            feedback="denoising auto-encoder (Bengio 2014)",
+            local="yes",
+            transport="no",
+            symmetric="no",
+            phases="K noisy passes, targets",
+            passes="1 + K",
+        ),
+    )
 
     def carry(self, layer: Layer, trace: Trace, difference: Tensor) -> Tensor:
         """Gⁿ(tⁿ) − sⁿ⁻¹."""

@@ -499,6 +499,11 @@ class Feedback:
         return {site.name: site.mismatch() for site in self.sites if site.omega is not None}
 
     @property
+    def papers(self) -> tuple[str, ...]:
+        """Keys of the papers that the rule comes from, for ``targetprop.cite``."""
+        return self.rule.papers
+
+    @property
     def beta(self) -> float | None:
         """The nudge of activations; None for an infinitesimal one."""
         return self._link.beta

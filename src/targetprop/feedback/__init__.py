@@ -1,27 +1,23 @@
 """Ways to learn the feedback weights ω, one a file; see :class:`~targetprop.feedback.solver.Solver`."""
 
+import sys
+from typing import Any
+
 from targetprop.feedback.adam import AdamSolver
 from targetprop.feedback.correlation import CorrelationSolver
 from targetprop.feedback.coupled import CoupledSolver
 from targetprop.feedback.fixed import Fixed
 from targetprop.feedback.jacobian_matching import JacobianMatching
-from targetprop.feedback.oracle import Symmetric
 from targetprop.feedback.predictive import PredictiveSolver
 from targetprop.feedback.reconstruction import ReconstructionSolver
 from targetprop.feedback.sgd import SGDSolver
 from targetprop.feedback.solver import FeedbackReport, Solver
+from targetprop.feedback.symmetric import Symmetric
+from targetprop.properties import found
 
-SOLVERS = {
-    "predictive": PredictiveSolver,
-    "coupled": CoupledSolver,
-    "correlation": CorrelationSolver,
-    "sgd": SGDSolver,
-    "adam": AdamSolver,
-    "reconstruction": ReconstructionSolver,
-    "symmetric": Symmetric,
-    "jacobian_matching": JacobianMatching,
-    "fixed": Fixed,
-}
+SOLVERS: dict[str, Any] = found(sys.modules[__name__], "train")
+"""Every solver by its name, which is its file's."""
+SOLVERS.pop("solver")
 
 __all__ = [
     "SOLVERS",

@@ -11,6 +11,7 @@ from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe, relative
 from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
 from targetprop.laboratory.layers import Layer, Trace
+from targetprop.properties import Row
 from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
 
@@ -28,6 +29,19 @@ class CorrelationSolver:
         iterations: per batch.
 
     """
+
+    rows = (
+        Row(
+            "LDRL(net, solver=CorrelationSolver())",
+            carries="difference-corrected target",
+            feedback="correlation of noise and response",
+            local="yes",
+            transport="no",
+            symmetric="no",
+            phases="probes, targets",
+            passes="1 + 2/3 K",
+        ),
+    )
 
     window: int = 1000
     iterations: int = 1

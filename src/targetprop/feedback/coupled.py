@@ -13,6 +13,7 @@ from targetprop.feedback.predictive import correction, patch_correction, unreduc
 from targetprop.feedback.solver import FeedbackReport, State, noise_like, taps
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.maps import Conv2dMap, DenseMap
+from targetprop.properties import Row
 from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
 
@@ -35,6 +36,19 @@ class CoupledSolver:
         max_samples: noise samples per iteration at most.
 
     """
+
+    rows = (
+        Row(
+            "LDRL(net, solver=CoupledSolver())",
+            carries="difference-corrected target",
+            feedback="predicts the response through auxiliary weights; ω gets the same corrections and decay (Kolen–Pollack)",
+            local="yes",
+            transport="no",
+            symmetric="shared increments",
+            phases="probes, targets",
+            passes="1 + about 0.3 K",
+        ),
+    )
 
     decay: float = 0.02
     iterations: int = 5

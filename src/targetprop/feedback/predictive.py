@@ -13,6 +13,7 @@ from targetprop.feedback.patches import Patch, Probe
 from targetprop.feedback.solver import FeedbackReport, State, Taps, noise_like, taps
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.maps import Conv2dMap, DenseMap, LinearMap, Reduced
+from targetprop.properties import Row
 from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
 
@@ -89,6 +90,29 @@ class PredictiveSolver:
         probe_every_at_most: up to which that interval doubles from probe to probe while the layer stays under tolerance.
 
     """
+
+    rows = (
+        Row(
+            "LDRL(net)",
+            carries="difference-corrected target",
+            feedback="predicts the layer's response to noise through ω; ω gets the increments of θ (tracking)",
+            local="yes",
+            transport="no",
+            symmetric="yes: ω both ways, shared increments",
+            phases="probes (rarely), targets",
+            passes="1 + about 0.1",
+        ),
+        Row(
+            "LDRL(net, solver=PredictiveSolver(tracking=False))",
+            carries="difference-corrected target",
+            feedback="predicts the response, without the increments",
+            local="yes",
+            transport="no",
+            symmetric="yes: ω both ways",
+            phases="probes, targets",
+            passes="1.3 to 2",
+        ),
+    )
 
     tolerance: float = 0.1
     max_iterations: int = 5

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from targetprop.feedback import losses
 from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
 from targetprop.laboratory.layers import Layer, Trace
+from targetprop.properties import Row
 from targetprop.ranks import ALONE, Group
 
 
@@ -35,6 +36,19 @@ class SGDSolver:
         momentum: of SGD.
 
     """
+
+    rows = (
+        Row(
+            "LDRL(net, solver=SGDSolver(...))",
+            carries="difference-corrected target",
+            feedback="the paper's: K steps of SGD on the L-DRL loss",
+            local="yes",
+            transport="no",
+            symmetric="yes: ω both ways",
+            phases="K noisy passes, targets",
+            passes="1 + 4/3 K",
+        ),
+    )
 
     noise: PerLayer = 0.2
     lr: PerLayer = 1e-3

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 
+from targetprop.properties import found
 from targetprop.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from targetprop.rules.feedback_alignment import FeedbackAlignment
 from targetprop.rules.kolen_pollack import KolenPollack
@@ -13,15 +15,8 @@ from targetprop.rules.sign_symmetry import SignSymmetry
 from targetprop.rules.symmetric import Symmetric
 from targetprop.rules.weight_mirror import WeightMirror
 
-RULES: dict[str, type[Rule]] = {
-    "ldrl": LDRL,
-    "feedback_alignment": FeedbackAlignment,
-    "direct_feedback_alignment": DirectFeedbackAlignment,
-    "kolen_pollack": KolenPollack,
-    "weight_mirror": WeightMirror,
-    "sign_symmetry": SignSymmetry,
-    "symmetric": Symmetric,
-}
+RULES: dict[str, type[Rule]] = found(sys.modules[__name__], "equation")
+"""Every rule by its name, which is its file's."""
 
 
 def rule_of(rule: str | Rule) -> Rule:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
+from targetprop.properties import Row
 from targetprop.rules.rule import Rule
 
 
@@ -16,6 +17,19 @@ class DirectFeedbackAlignment(Rule):
     sᴺ is the output of the last map that the example inputs reach. Where a map's input has the output's leading dimensions
     (batch × positions, as in a language model) every position gets its own error; elsewhere a sample gets its whole error.
     """
+
+    rows = (
+        Row(
+            "DirectFeedbackAlignment",
+            carries="error, straight from the output",
+            feedback="as initialised (Nøkland 2016)",
+            local="yes",
+            transport="no",
+            symmetric="no",
+            phases="errors",
+            passes="2/3",
+        ),
+    )
 
     name = "direct_feedback_alignment"
     equation = "the output's error through ω, random and fixed"

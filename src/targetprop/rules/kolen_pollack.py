@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from targetprop.properties import Row
 from targetprop.rules.rule import Rule
 
 
@@ -13,6 +14,19 @@ class KolenPollack(Rule):
 
     Both come from the user's optimizer: it needs a weight decay λ > 0, and ω − θ shrinks by 1 − lr·λ a step.
     """
+
+    rows = (
+        Row(
+            "KolenPollack",
+            carries="error",
+            feedback="increments and decay of θ",
+            local="yes",
+            transport="no",
+            symmetric="shared increments",
+            phases="errors",
+            passes="1",
+        ),
+    )
 
     name = "kolen_pollack"
     equation = "B = ω, which gets the increments and the decay of θ"

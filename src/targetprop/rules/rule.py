@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
+from targetprop.properties import Row
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -16,7 +18,8 @@ class Rule:
     Attributes:
         name: as :func:`targetprop.attach` takes it.
         equation: B, in one line.
-        papers: keys of ``targetprop.citations.ENTRIES``.
+        papers: keys of the entries of ``citations.bib``.
+        rows: of the table of algorithms.
         own_feedback: ω exist; else the rule uses θ itself.
         tracks: ω gets the gradient of θ through the user's optimizer, whatever the solver.
         direct: the signal comes straight from the output.
@@ -26,6 +29,7 @@ class Rule:
     name: ClassVar[str]
     equation: ClassVar[str]
     papers: ClassVar[tuple[str, ...]]
+    rows: ClassVar[tuple[Row, ...]]
     own_feedback: ClassVar[bool] = True
     tracks: ClassVar[bool] = False
     direct: ClassVar[bool] = False

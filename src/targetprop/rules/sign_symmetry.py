@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from targetprop.properties import Row
 from targetprop.rules.rule import Rule
 
 
@@ -22,6 +23,19 @@ class SignSymmetry(Rule):
             compare it on larger images.
 
     """
+
+    rows = (
+        Row(
+            "SignSymmetry",
+            carries="error",
+            feedback="sizes of ω, signs of θ (Liao et al. 2016)",
+            local="yes",
+            transport="signs",
+            symmetric="yes: signs",
+            phases="errors",
+            passes="1",
+        ),
+    )
 
     variant: Literal["uSF", "brSF", "frSF"] = "uSF"
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from targetprop.properties import Row
 from targetprop.rules.rule import Rule
 
 
 @dataclass(frozen=True)
 class WeightMirror(Rule):
     """Weight mirrors (Akrout et al. 2019): B = ω, the running correlation of noise with the layer's response to it."""
+
+    rows = (
+        Row(
+            "WeightMirror",
+            carries="error",
+            feedback="correlation of noise and response",
+            local="yes",
+            transport="no",
+            symmetric="no",
+            phases="probes, errors",
+            passes="1 + 2/3 K",
+        ),
+    )
 
     name = "weight_mirror"
     equation = "B = ω = E (A_θ ε) εᵀ, a running mean"

@@ -8,12 +8,26 @@ from torch import Generator
 
 from targetprop.feedback.solver import FeedbackReport, State
 from targetprop.laboratory.layers import Layer, Trace
+from targetprop.properties import Row
 from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
 class Symmetric:
     """Sets ω to θᵀ (weight transport): what L-DRL would learn at its best, not a way to learn it."""
+
+    rows = (
+        Row(
+            "LDRL(net, solver=Symmetric())",
+            carries="difference-corrected target",
+            feedback="copies θ: an oracle",
+            local="no",
+            transport="yes",
+            symmetric="yes",
+            phases="targets",
+            passes="1",
+        ),
+    )
 
     tracking: bool = False
 

@@ -1,0 +1,55 @@
+"""What a rule, a solver or an algorithm assumes and costs, as its own class says; the table of all is gathered there."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table of algorithms.
+
+    Attributes:
+        call: how it is made.
+        carries: what the feedback path carries to a layer.
+        feedback: what the feedback weights are or how they learn.
+        local: every weight learns from signals at its own layer only.
+        transport: reads θ to set or use a feedback weight (weight transport).
+        symmetric: uses one feedback weight in both directions, or shares increments of θ with ω.
+        phases: of a step, beside the forward pass.
+        passes: cost of a step over that of backprop, counted in products with a layer's weights.
+
+    """
+
+    call: str
+    carries: str
+    feedback: str
+    local: str
+    transport: str
+    symmetric: str
+    phases: str
+    passes: str
+
+
+HEADINGS = ("algorithm", "carries", "feedback weights", "local", "weight transport", "symmetric synapses", "phases", "cost")
+
+
+def found(package: Any, mark: str) -> dict[str, Any]:
+    """The classes of a package that set ``mark`` themselves, by the names of their files: a new file is a new entry."""
+    classes = {}
+    for entry in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{entry.name}")
+        for value in vars(module).values():
+            if isinstance(value, type) and value.__module__ == module.__name__ and mark in vars(value):
+                classes[entry.name] = value
+    return classes
+
+
+def markdown(classes: Iterable[Any]) -> str:
+    """The rows of ``classes`` as a table in Markdown."""
+    rows = [(f"`{row.call}`", *astuple(row)[1:]) for kind in classes for row in kind.rows]
+    return "".join("| " + " | ".join(row) + " |\n" for row in (HEADINGS, ("---",) * len(HEADINGS), *rows))
