@@ -1,9 +1,9 @@
-# Two commands: make demo, make test. (make gpu: the full-scale runs, on a GPU.) Everything happens in .venv; nothing outside this folder is touched.
+# Two commands: make demo, make test. (make check: what CI runs; make gpu: the full-scale runs, on a GPU.) Everything happens in .venv; nothing outside this folder is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test gpu lint
+.PHONY: demo test check gpu lint
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,8 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+check: lint test
 
 # Stops and saves after MINUTES; run it again until it says that every run is finished.
 DATA ?= data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from targetprop.feedback import PredictiveSolver
 from targetprop.rules.rule import Rule
 
 
@@ -23,6 +24,4 @@ class LDRL(Rule):
 
     def solver(self) -> Any:
         """The predictive solver, under 1 % mismatch, with tracking."""
-        from targetprop.feedback import PredictiveSolver
-
         return PredictiveSolver(tolerance=0.01)

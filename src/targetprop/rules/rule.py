@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
+from targetprop.feedback import Fixed
 from targetprop.properties import Row
 
 
@@ -40,8 +41,6 @@ class Rule:
 
     def solver(self) -> Any:
         """How ω learns unless the user says otherwise; see ``targetprop.feedback``."""
-        from targetprop.feedback import Fixed
-
         return Fixed()
 
     def initial(self, shape: tuple[int, ...], generator: Generator) -> Tensor:

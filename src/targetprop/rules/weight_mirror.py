@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from targetprop.feedback import CorrelationSolver
 from targetprop.properties import Row
 from targetprop.rules.rule import Rule
 
@@ -32,6 +33,4 @@ class WeightMirror(Rule):
 
     def solver(self) -> Any:
         """The correlation solver."""
-        from targetprop.feedback import CorrelationSolver
-
         return CorrelationSolver()
