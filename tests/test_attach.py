@@ -723,7 +723,7 @@ def test_an_attached_model_is_refused_another_rule():
     ("settings", "message"),
     [
         (dict(rule="ldlr"), "unknown rule 'ldlr'; did you mean 'ldrl'"),
-        (dict(solver="sgd"), "unknown solver 'sgd' of attached maps; known are predictive"),
+        (dict(solver="sgd"), "unknown solver 'sgd' of attached maps; known are correlation, coupled, fixed, predictive"),
         (dict(solver=tp.feedback.SGDSolver()), "SGDSolver needs a layer's noisy pass"),
         (dict(rule="feedback_alignment", solver="predictive"), "does not learn ω"),
         (dict(gains="none"), "gains='none' is neither"),
@@ -781,7 +781,7 @@ def test_importing_the_library_loads_torch_and_the_standard_library_alone():
     assert found.stdout.split() == ["targetprop"]
 
 
-@pytest.mark.parametrize("module", ["targetprop.attach.handle", "targetprop.rules"])
+@pytest.mark.parametrize("module", ["targetprop.attach.entry", "targetprop.rules"])
 def test_examples_of_docstrings_run(module):
     found = doctest.testmod(importlib.import_module(module))
     assert found.attempted > 0

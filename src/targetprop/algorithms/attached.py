@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from targetprop.algorithms.base import Algorithm, Loss, Report, refuse_input_gradient
 from targetprop.attach import Feedback, attach
-from targetprop.attach.handle import solver_of
-from targetprop.attach.modules import backpropagating, links_of
+from targetprop.attach.entry import solver_of
+from targetprop.attach.link import backpropagating, links_of
 from targetprop.laboratory.pairing import Network, at_least_float32
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule

@@ -17,7 +17,7 @@ from targetprop.algorithms import Algorithm, Attached
 from targetprop.algorithms.attached import logits_of, named_by_layer
 from targetprop.attach import Feedback
 from targetprop.attach.coverage import unchanged
-from targetprop.attach.modules import backpropagating
+from targetprop.attach.link import backpropagating
 from targetprop.attach.sites import Site
 from targetprop.feedback.solver import noise_like
 from targetprop.laboratory.layers import Layer, Trace

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from targetprop.attach.modules import REFUSED, Attached, Link
+from targetprop.attach.kinds import REFUSED
+from targetprop.attach.link import Attached, Link
 from targetprop.maps import is_feedback
 
 PRODUCTS = {

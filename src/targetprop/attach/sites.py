@@ -14,7 +14,9 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from targetprop.attach.modules import Attached, Layout, map_of
+from targetprop.attach.kinds import Layout
+from targetprop.attach.link import Attached
+from targetprop.attach.modules import map_of
 from targetprop.feedback.patches import Field, Patch, Probe
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from targetprop.attach.modules import Link
+from targetprop.attach.link import Link
 
 Pairs = Callable[[], Iterable[tuple[nn.Parameter, nn.Parameter]]]
 """The current (θ, ω) of all tracked maps."""

@@ -1,0 +1,81 @@
+"""ω at first: drawn by the rule, one for maps that share a weight, of any shape for direct feedback."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from targetprop.attach.function import is_positionwise
+from targetprop.attach.sites import Site
+from targetprop.rules import Rule
+from targetprop.seeds import mixed
+
+
+def grow(sites: Sequence[Site], rule: Rule, seed: int, shapes: Mapping[int, Any], last: Any, adopting: bool) -> None:
+    """Give every map its ω; maps with one θ share one ω.
+
+    Args:
+        sites: the maps.
+        rule: how ω are drawn.
+        seed: of the draws.
+        shapes: of inputs and output of each module, by its id, where example inputs have shown them.
+        last: the last module that they reached.
+        adopting: the ω that are there are the rule's already.
+
+    """
+    shared: dict[tuple, nn.Parameter] = {}
+    for site in sites:
+        if not rule.own_feedback or site.omega is not None:
+            if not adopting and type(rule).initial is not Rule.initial:  # a paired layer's own is no such draw
+                fill(site.omega.data, site, rule, seed)
+            continue
+        weight = site.array()
+        key = (id(site.theta), site.layout.form, site.layout.groups, site.layout.feedback)
+        if site.theta is None or key not in shared or rule.direct:
+            omega = torch.empty_like(weight)
+            if rule.direct and site.layout.form != "diagonal":
+                omega = direct(site, rule, seed, shapes, shapes[id(last)][1], weight)
+            elif not weight.is_meta:
+                fill(omega, site, rule, seed)
+            shared[key] = nn.Parameter(omega, requires_grad=False)
+        site.module.register_parameter(site.layout.feedback, shared[key])
+
+
+def fill(omega: Tensor, site: Site, rule: Rule, seed: int) -> None:
+    """ω at first: the rule's draw, one map at a time where several share the array."""
+    rows = site.layout.part[1] if site.layout.part else omega.shape[0]
+    for start in range(0, omega.shape[0], rows if site.layout.part else max(1, omega.shape[0])):
+        part = omega[start : start + rows] if site.layout.part else omega
+        generator = Generator().manual_seed(mixed(seed, key_of(site.name), start))
+        if site.layout.form == "field":
+            drawn = rule.initial((1, part.shape[0], part[0].numel()), generator).reshape(part.shape)
+        else:
+            drawn = rule.initial(tuple(site.layout.matrices(part).shape), generator)
+            drawn = site.layout.restore(drawn, part.shape)
+        part.copy_(drawn)
+
+
+def direct(site: Site, rule: Rule, seed: int, shapes: Mapping[int, Any], error: torch.Size, like: Tensor) -> Tensor:
+    """The ω of direct feedback: (numbers of an error, numbers of an input)."""
+    inputs = shapes[id(site.module)][0] if id(site.module) in shapes else None
+    if inputs is None:
+        raise ValueError(f"'{site.name}' was not reached by the example inputs, so its direct feedback has no shape.")
+    x = inputs["qkv".index(site.layout.suffix[0]) if site.layout.suffix else 0]
+    per_position = is_positionwise(error, x)
+    if not per_position and error[0] != x[0]:
+        raise ValueError(
+            f"'{site.name}' reads {tuple(x)} while the output's error is {tuple(error)}; direct feedback alignment needs "
+            "the samples in the first dimension of both (batch_first=True, say)."
+        )
+    shape = (error[-1], x[-1]) if per_position else (error[1:].numel(), x.numel() // error[0])
+    generator = Generator().manual_seed(mixed(seed, key_of(site.name)))
+    return rule.initial(shape, generator).to(like)
+
+
+def key_of(name: str) -> int:
+    """A number for a name, the same in every process."""
+    return zlib.crc32(name.encode())

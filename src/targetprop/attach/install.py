@@ -1,0 +1,117 @@
+"""From a model to its maps: modules in place, what the example inputs show, and the way back."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from targetprop.attach import coverage
+from targetprop.attach.kinds import KINDS, attached_class, kind_of
+from targetprop.attach.link import Attached, Link, links_of
+from targetprop.attach.sites import Site
+from targetprop.laboratory.pairing import Network
+from targetprop.maps import is_feedback
+from targetprop.rules import Rule, rule_of
+
+Gains = Literal["exact", "learned"]
+
+
+def take(
+    model: nn.Module, rule: Rule, only: str | None, skip: str | None, gains: Gains, beta: float | None
+) -> tuple[Link, dict[str, Attached], list[str]]:
+    """Make a model's maps attached modules.
+
+    Returns:
+        their link, the modules by name, and the names of those that the user left out.
+
+    """
+    taken, left_out = {}, []
+    before = next(iter(links_of(model)), None)
+    link = before or Link(rule, rule.direct, beta=beta)
+    for name, module in model.named_modules():
+        kind = kind_of(module)
+        if before is not None:
+            if isinstance(module, Attached):
+                module._feedback = link
+                taken[name] = module
+            continue
+        chosen = (only is None or re.search(only, name)) and not (skip is not None and re.search(skip, name))
+        if not chosen:
+            left_out.append(name)
+            continue
+        if kind is None or (kind.name == "norm" and gains == "exact") or (kind.name == "activation" and beta is None):
+            continue
+        if kind.name == "norm" and getattr(module, "weight", None) is None:
+            continue
+        lazy = [key for key, p in module.named_parameters(recurse=False) if isinstance(p, UninitializedParameter)]
+        if lazy:
+            raise ValueError(
+                f"'{name}' ({type(module).__name__}) has no shape yet; run one batch through the model before attach."
+            )
+        module.__class__ = attached_class(type(module), kind)
+        module._feedback = link  # type: ignore[assignment]
+        taken[name] = module
+    if not any(KINDS[m._feedback_kind].layouts(m, rule.direct) for m in taken.values()):
+        for module in taken.values():
+            release(module, is_paired(model))
+        return link, {}, left_out
+    return link, taken, left_out
+
+
+def look(
+    model: nn.Module, link: Link, example_inputs: Sequence[Any], left_out: Sequence[str], strict: bool
+) -> tuple[set, dict, Any]:
+    """What the example inputs show: the modules that only read data, shapes per module, the last map's module."""
+    rule, link.rule = link.rule, rule_of("symmetric")  # no ω yet
+    try:
+        watch, calls = coverage.example_pass(model, example_inputs, left_out)
+    finally:
+        link.rule = rule
+    coverage.report(coverage.sentences(watch.found), strict)
+    sends = {id(module) for module, needs, _ in calls if needs}
+    reads = {id(module) for module, _, _ in calls} - sends
+    shapes = {id(module): shape for module, _, shape in calls}
+    maps = [module for module, _, _ in calls if module._feedback_kind not in ("norm", "activation")]
+    return reads, shapes, maps[-1] if maps else None
+
+
+def sites_of(modules: Mapping[str, Attached], reads: set, direct: bool) -> list[Site]:
+    """The maps of all ``modules`` that send a signal back; those of ``reads`` only read data."""
+    sites = []
+    for name, module in modules.items():
+        if id(module) in reads:
+            continue
+        for layout in KINDS[module._feedback_kind].layouts(module, direct):
+            if direct:
+                layout = replace(layout, feedback=f"direct_{layout.feedback}")
+            sites.append(Site(".".join(filter(None, (name, layout.suffix))), module, layout))
+    return sites
+
+
+def is_paired(model: nn.Module) -> bool:
+    """Whether layers of ``targetprop.pair`` are part of it, whose ω are theirs."""
+    return any(isinstance(module, Network) for module in model.modules())
+
+
+def release(module: Attached, paired: bool = False) -> None:
+    """Give a module back its class; ω that came with a paired layer stay."""
+    for name in [name for name in module._parameters if is_feedback(name)]:
+        if not (paired and name in ("feedback_weight", "feedback_bias")):
+            del module._parameters[name]
+    base = type(module)._feedback_base
+    for name in ("_feedback", "_feedback_shape"):
+        module.__dict__.pop(name, None)
+    if type(module) is not attached_class(base, KINDS[type(module)._feedback_kind]):
+        warnings.warn(
+            f"{type(module).__name__} got another class after attach (by FSDP or a parametrisation); it stays attached.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return
+    module.__class__ = base  # type: ignore[assignment]

@@ -1,0 +1,134 @@
+"""What every attached module shares: its class, its link to the model's feedback, and the error of direct feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.attach import function
+from targetprop.maps import is_feedback
+from targetprop.rules import Rule
+
+
+@dataclass
+class Link:
+    """What the attached modules of one model share.
+
+    Attributes:
+        rule: what their maps send back.
+        direct: as the rule has it, also while the example inputs run by another.
+        exact: backpropagate for now.
+        stale: weights were loaded without their ω, so every map must be probed.
+        beta: the nudge of activations, or None for an infinitesimal one.
+        error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
+        handle: a weak reference to the model's ``Feedback``, while there is one; copies of the model have none.
+
+    """
+
+    rule: Rule
+    direct: bool = False
+    exact: bool = False
+    stale: bool = False
+    beta: float | None = None
+    error: Tensor | None = field(default=None, repr=False)
+    handle: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the error of a pass that is over, and without the handle, which is another model's."""
+        return self.__dict__ | {"error": None, "handle": None}
+
+
+class Attached(nn.Module):
+    """What every attached module adds to its class."""
+
+    _feedback: Link
+    _feedback_base: type[nn.Module]
+    _feedback_kind: str
+
+    if TYPE_CHECKING:  # the attributes of the class it is mixed into
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __reduce_ex__(self, protocol):
+        """The class is made anew where the module is unpickled."""
+        from targetprop.attach.kinds import rebuilt
+
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__.copy()
+        return rebuilt, (self._feedback_base, self._feedback_kind), state
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        """A checkpoint of the plain model loads strictly too: ω stay, and learn the new θ at the next step."""
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        for key in missing:
+            if is_feedback(key):
+                self._feedback.stale = True
+            else:
+                missing_keys.append(key)
+
+    def _sent(self, weight: Tensor, name: str) -> Tensor:
+        """B of this module: what its rule makes of θ and the ω called ``name``."""
+        omega: Any = getattr(self, name, None)
+        rule = self._feedback.rule
+        if not rule.own_feedback:
+            return rule.sent(weight, weight)
+        if omega is None:
+            raise RuntimeError(
+                f"{self._get_name()} has no feedback weights, because its input needed no gradient in the example inputs, but "
+                "now it does; attach again with inputs like these, or without any."
+            )
+        return rule.sent(weight, omega)
+
+    def _direct(self, y: Tensor, x: Tensor, name: str) -> Tensor:
+        """y = A_θ x, made without the graph of x, joined to it by direct feedback."""
+        omega = getattr(self, f"direct_{name}")
+        if not torch.compiler.is_compiling():
+            return function.direct(y, x, omega, self._feedback)
+        raise RuntimeError(
+            "direct feedback alignment hands the output's error around the graph, which torch.compile cannot; run it eagerly."
+        )
+
+    def _passes(self, x: Tensor) -> bool:
+        """Whether this call is the plain module's: nothing is sent back, or backpropagation is asked for."""
+        return self._feedback.exact or not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def links_of(model: nn.Module) -> list[Link]:
+    """What the attached modules of a model share: one link, or none where nothing is attached."""
+    return list({id(m._feedback): m._feedback for m in model.modules() if isinstance(m, Attached)}.values())
+
+
+@contextmanager
+def backpropagating(model: nn.Module) -> Iterator[None]:
+    """Within it the model's forward and backward are the plain model's, attached or not."""
+    links = links_of(model)
+    before = [link.exact for link in links]
+    for link in links:
+        link.exact = True
+    try:
+        yield
+    finally:
+        for link, exact in zip(links, before, strict=True):
+            link.exact = exact
+
+
+class Broadcast:
+    """A forward hook of the last map: its output's error is kept for all maps before it."""
+
+    def __init__(self, link: Link):
+        """For the modules that share ``link``."""
+        self.link = link
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """The output, watched; the error of an earlier pass is forgotten."""
+        self.link.error = None
+        if self.link.exact or not torch.is_grad_enabled():
+            return output
+        if isinstance(output, tuple):
+            return function.error(output[0], self.link), *output[1:]
+        return function.error(output, self.link)
