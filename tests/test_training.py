@@ -413,3 +413,26 @@ def test_the_section_of_a_default_solver_counts():
         chosen = config.build([("algorithm.name", name), (key, value), ("network.channels", [4])])
         algo = build.build_algorithm(chosen, build.build_network(chosen, build.load_data(chosen)))
         assert getattr(algo.solver, key.split(".")[1]) == value
+
+
+@pytest.mark.parametrize(
+    ("preset", "key", "value", "why"),
+    [
+        ("digits-backprop", "algorithm.beta", 0.1, "algorithm 'backprop'"),
+        ("digits-backprop", "sgd.lr", 0.1, "algorithm 'backprop'"),
+        ("digits-ldrl", "sgd.lr", 0.1, "solver 'predictive'"),
+        ("digits-ldrl", "drl.damping", 0.1, "algorithm 'ldrl'"),
+        ("digits-ldrl", "algorithm.variant", "frSF", "algorithm 'ldrl'"),
+        ("digits-ldrl", "schedule.factor", 0.5, "schedule.name=cosine"),
+        ("digits-ldrl", "data.padding", 2, "data.augment=none"),
+        ("digits-ldrl", "data.image_size", 2, "data set 'digits'"),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(preset, key, value, why):
+    with pytest.raises(config.ConfigError, match=f"{key}={value} would change nothing with {why}; leave it out"):
+        config.load(preset, [(key, str(value))])
+
+
+@pytest.mark.parametrize("name", config.presets())
+def test_every_preset_uses_all_that_it_sets(name):
+    assert config.load(name) == config.build(list(config.flat(config.load(name).to_dict())))

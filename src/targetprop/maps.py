@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -212,7 +212,10 @@ def sum_to_bias(e: Tensor, dim: int) -> Tensor:
 
 def conv2d(module: nn.Conv2d) -> LinearMap:
     """The map of a convolution; circular, reflected and asymmetric "same" padding take the autograd route."""
-    stride, dilation, groups = module.stride, module.dilation, module.groups
+    stride: Any = module.stride
+    dilation: Any = module.dilation
+    padding: Any = module.padding
+    groups = module.groups
     if module.padding_mode != "zeros":
         pad, mode = list(module._reversed_padding_repeated_twice), module.padding_mode
         return AutogradMap(lambda x, w: F.conv2d(F.pad(x, pad, mode=mode), w, None, stride, 0, dilation, groups))
@@ -221,8 +224,8 @@ def conv2d(module: nn.Conv2d) -> LinearMap:
             return AutogradMap(lambda x, w: F.conv2d(x, w, None, stride, "same", dilation, groups))
         padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, module.kernel_size, strict=True))
     else:
-        padding = (0, 0) if module.padding == "valid" else module.padding
-    return Conv2dMap(stride, padding, dilation, groups)  # type: ignore[arg-type]
+        padding = (0, 0) if padding == "valid" else padding
+    return Conv2dMap(stride, padding, dilation, groups)
 
 
 MAPS: dict[type[nn.Module], Callable[..., LinearMap]] = {nn.Conv2d: conv2d, nn.Linear: lambda module: DenseMap()}

@@ -124,6 +124,10 @@ class Ranks:
         return self.world.rank == 0
 
 
+SINGLE = Ranks()
+"""One process, which has all of a batch and all layers."""
+
+
 def mesh(layers: int = 1) -> Ranks:
     """The processes of ``torch.distributed``, initialised before, as a mesh with ``layers`` of them along the layers.
 

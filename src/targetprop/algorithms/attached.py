@@ -63,7 +63,7 @@ class Attached(Algorithm):
             ValueError: the module is attached by another rule or with other settings, or what ``attach`` refuses.
 
         """
-        super().__init__(net, loss, label_smoothing)  # type: ignore[arg-type]
+        super().__init__(net, loss, label_smoothing)
         self.rule = None if self.rule_type is None else self.rule_type(**fields)
         self.papers = ("rumelhart1986",) if self.rule is None else self.rule.papers
         if beta is not None and isinstance(net, Network):
@@ -94,7 +94,7 @@ class Attached(Algorithm):
 
     def attach(self, *example_inputs: Any) -> None:
         """Attach the module, whose feedback then learns in the steps of the optimizers that are followed."""
-        self.feedback = attach(self.net, *example_inputs, rule=self.rule, **self.settings)  # type: ignore[arg-type]
+        self.feedback = attach(self.net, *example_inputs, rule=self.rule or "symmetric", **self.settings)
         for optimizer in self._followed:
             self.feedback.follow(optimizer)
         if self._pending:
@@ -136,7 +136,7 @@ class Attached(Algorithm):
         """Let torch.compile fuse both passes."""
         if self.rule is not None and self.rule.direct:
             raise ValueError("direct feedback alignment hands errors around the graph and cannot be compiled; drop compile.")
-        self._forward = torch.compile(self.net, mode=mode)  # type: ignore[assignment]
+        self._forward = torch.compile(self.net, mode=mode)
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory, a copy; ω are in the module's own ``state_dict``, which is to be loaded first."""

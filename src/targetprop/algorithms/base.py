@@ -89,7 +89,7 @@ class Algorithm(ABC):
         settings = {name: value for name, value in given.items() if name not in ("self", "net")}
         return other(net, example_inputs=example_inputs, **settings)
 
-    def __init__(self, net: Network, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
+    def __init__(self, net: Any, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0):
         """Bind the network and the loss.
 
         Args:

@@ -97,7 +97,7 @@ class DDTPLinear(Algorithm):
             reports[name] = FeedbackReport(self.iterations, found[-1] if found else None)
             if self.schedule == "sequential":
                 learned.append(self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output)))
-        self.accumulate(loss, [*learned, self.learn(*leaves[-1], nudge)])
+        self.accumulate(loss, [*learned, self.learn(leaves[-1][0], leaves[-1][1], nudge)])
         return Report(loss, logits, reports)
 
     def direct(self, i: int, leaves: Sequence[tuple[Layer, Trace]]) -> Tensor:

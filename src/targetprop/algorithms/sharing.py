@@ -61,7 +61,7 @@ class Sharing:
             return
         changed = [name for name, layer in layers.items() if self.mine(name) and layer.omega._version != before[name]]
         for source, names in enumerate(group.gather(changed)):
-            group.broadcast_(source, *(p.data for name in names for p in layers[name].feedback_parameters()))  # type: ignore[union-attr]
+            group.broadcast_(source, *(p.data for name in names for p in layers[name].feedback_parameters()))
         self._batches += 1
 
     @property

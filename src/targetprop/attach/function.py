@@ -7,6 +7,7 @@ backpropagation, exactly. θᵀ is multiplied nowhere, and ω gets no gradient (
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,11 @@ def autocast(x: Tensor, *weights: Tensor | None) -> tuple:
         return (x, *weights)
     dtype = torch.get_autocast_dtype(kind)
     return x.to(dtype), *(w if w is None else w.to(dtype) for w in weights)
+
+
+def run(function: Any, *arguments: Any) -> Any:
+    """``function.apply``, whose type torch does not tell."""
+    return function.apply(*arguments)
 
 
 class _Linear(Function):
@@ -54,7 +60,7 @@ class _Linear(Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor) -> Tensor:
     """x θᵀ + b, whose backward sends e ω down; shapes as in ``torch.nn.functional.linear``, ω like θ."""
-    return _Linear.apply(*autocast(x, weight, bias), omega)  # type: ignore[return-value]
+    return run(_Linear, *autocast(x, weight, bias), omega)
 
 
 class _Convolution(Function):
@@ -90,7 +96,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor, *
         geometry: stride, padding, dilation, transposed, output padding, groups: the order of ``torch.convolution``.
 
     """
-    return _Convolution.apply(*autocast(x, weight, bias), omega, *geometry)  # type: ignore[return-value]
+    return run(_Convolution, *autocast(x, weight, bias), omega, *geometry)
 
 
 class _Gain(Function):
@@ -115,7 +121,7 @@ class _Gain(Function):
 
 def gain(x: Tensor, weight: Tensor, omega: Tensor) -> Tensor:
     """γ ⊙ x, whose backward sends ω ⊙ e down; γ and ω broadcast against x, with as many dimensions."""
-    return _Gain.apply(x, weight, omega)  # type: ignore[return-value]
+    return run(_Gain, x, weight, omega)
 
 
 class _Bilinear(Function):
@@ -141,7 +147,7 @@ class _Bilinear(Function):
 
 def bilinear(x: Tensor, weight: Tensor, omega: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """function(x, θ), linear in each, whose backward sends the transpose of x ↦ function(x, ω) down."""
-    return _Bilinear.apply(*autocast(x, weight), omega, function)  # type: ignore[return-value]
+    return run(_Bilinear, *autocast(x, weight), omega, function)
 
 
 class _Difference(Function):
@@ -165,7 +171,7 @@ class _Difference(Function):
 
 def difference(x: Tensor, activation, beta: float) -> Tensor:
     """ρ(x), whose backward sends (ψ(y) − ψ(y + d))/(βB) down, with d = −βB·∂ℓ/∂y and ψ the matched feedback of ρ."""
-    return _Difference.apply(x, activation, beta)  # type: ignore[return-value]
+    return run(_Difference, x, activation, beta)
 
 
 class _Error(Function):
@@ -186,7 +192,7 @@ class _Error(Function):
 
 def error(y: Tensor, link) -> Tensor:
     """y; its backward leaves the error ∂ℓ/∂y in ``link.error`` for :func:`direct`."""
-    return _Error.apply(y, link)  # type: ignore[return-value]
+    return run(_Error, y, link)
 
 
 class _Direct(Function):
@@ -221,4 +227,4 @@ def is_positionwise(error: torch.Size, x: torch.Size) -> bool:
 
 def direct(y: Tensor, x: Tensor, omega: Tensor, link) -> Tensor:
     """y = A_θ x (made from x without its graph), whose backward sends the output's error through ω to x."""
-    return _Direct.apply(y, x, omega, link)  # type: ignore[return-value]
+    return run(_Direct, y, x, omega, link)

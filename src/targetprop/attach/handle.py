@@ -75,7 +75,7 @@ class Feedback:
             grow(self.sites, rule, seed, shapes, last, adopting)
             omegas = [name for name, p in model.named_parameters(remove_duplicate=False) if self._is_omega(p)]
             if omegas:
-                model._ddp_params_and_buffers_to_ignore = [*self._ignored_before, *omegas]  # type: ignore[assignment]
+                self._ignore([*self._ignored_before, *omegas])
             self._memory = {site.name: Memory() for site in self._learners()}
             self._calibrate()
             watched = next((s for s in self._learners() if s.theta is not None and not s.frozen), None)
@@ -84,6 +84,11 @@ class Feedback:
         except BaseException:
             self.detach()
             raise
+
+    def _ignore(self, names: list[str]) -> None:
+        """Keep the parameters called ``names`` out of DDP's reducer."""
+        model: Any = self.model
+        model._ddp_params_and_buffers_to_ignore = names
 
     def _is_omega(self, parameter: nn.Parameter) -> bool:
         return any(parameter is site.omega for site in self.sites)
@@ -287,7 +292,7 @@ class Feedback:
         for module in self._modules.values():
             release(module, is_paired(self.model))
         if self._ignored_before:
-            self.model._ddp_params_and_buffers_to_ignore = self._ignored_before  # type: ignore[assignment]
+            self._ignore(self._ignored_before)
         elif hasattr(self.model, "_ddp_params_and_buffers_to_ignore"):
             del self.model._ddp_params_and_buffers_to_ignore
         self.sites, self._modules = [], {}

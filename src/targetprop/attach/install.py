@@ -55,8 +55,9 @@ def take(
                 f"'{name}' ({type(module).__name__}) has no shape yet; run one batch through the model before attach."
             )
         module.__class__ = attached_class(type(module), kind)
-        module._feedback = link  # type: ignore[assignment]
-        taken[name] = module
+        attached: Any = module
+        attached._feedback = link
+        taken[name] = attached
     if not any(KINDS[m._feedback_kind].layouts(m, rule.direct) for m in taken.values()):
         for module in taken.values():
             release(module, is_paired(model))
@@ -114,4 +115,5 @@ def release(module: Attached, paired: bool = False) -> None:
             stacklevel=3,
         )
         return
-    module.__class__ = base  # type: ignore[assignment]
+    plain: Any = module
+    plain.__class__ = base

@@ -112,14 +112,16 @@ class AttachedRegistered(Attached):
         if self._feedback.rule.direct:
             return self._direct(super().forward(input.detach()), input, "feedback_weight")
         own = map_of(self)
-        y = function.bilinear(input, weight, self._sent(weight, "feedback_weight"), own.function)  # type: ignore[arg-type]
+        y = function.bilinear(input, weight, self._sent(weight, "feedback_weight"), own.function)
         bias = getattr(self, "bias", None)
         return y if bias is None else y + along(bias.to(y.dtype), own.bias_dim, y.dim())
 
 
 def map_of(module: Attached) -> AutogradMap:
     """The registered map of an attached module."""
-    return MAPS[registered(module)](module)  # type: ignore[index,return-value]
+    known: Any = registered(module)
+    made: Any = MAPS[known](module)
+    return made
 
 
 def registered(module: nn.Module) -> type[nn.Module] | None:

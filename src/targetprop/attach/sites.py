@@ -112,7 +112,8 @@ def recompute(module: nn.Module) -> None:
 @contextmanager
 def quiet_parametrizations(module: nn.Module) -> Iterator[None]:
     """Within it, reading a parametrised weight does not move it: spectral norm iterates in training mode only."""
-    parts = list(module.parametrizations.modules()) if parametrize.is_parametrized(module) else []  # type: ignore[union-attr]
+    own: Any = getattr(module, "parametrizations", None)
+    parts = list(own.modules()) if parametrize.is_parametrized(module) else []
     modes = [part.training for part in parts]
     for part in parts:
         part.training = False

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -298,7 +299,8 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
         paths, files = locate(name, folder)
         for path, file in zip(paths, files, strict=True):
             verify(path, file)
-        train, test = about.read(paths, about.classes)  # type: ignore[misc]
+        read: Any = about.read
+        train, test = read(paths, about.classes)
     # a subset of ImageNet's classes comes in the same files: the training labels say how many there are
     classes = int(train.labels.max()) + 1 if name == "imagenet32" else about.classes
     if int(test.labels.max()) >= classes:

@@ -135,8 +135,9 @@ def read_cifar_archive(path: Path, names: Sequence[str], classes: int, label_byt
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 name = Path(member.name).name
-                if name in names and member.isfile():
-                    content = archive.extractfile(member).read()  # type: ignore[union-attr]
+                found = archive.extractfile(member) if name in names and member.isfile() else None
+                if found is not None:
+                    content = found.read()
                     parts[name] = read_cifar(content, path, classes, label_bytes)
         while stream.read(1 << 20):  # the end of a gzip stream holds its checksum
             continue

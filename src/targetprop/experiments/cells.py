@@ -113,9 +113,9 @@ def lenet_batch(data_name: str, data_dir: str | None, seed: int, bias: bool, kin
     """A LeNet with weights of ``seed`` and the first shuffled batch of 256 of that seed, (x, y)."""
     dataset = data.load(data_name, data_dir)
     torch.manual_seed(seed)
-    net = networks.lenet(dataset.in_shape, dataset.classes, bias=bias, feedback=kind)  # type: ignore[arg-type]
+    net: Any = networks.lenet(dataset.in_shape, dataset.classes, bias=bias, feedback=kind)
     form = layout(net, "auto")
-    net = net.to(memory_format=form)  # type: ignore[call-overload]
+    net = net.to(memory_format=form)
     batches = Batches(dataset.train, dataset.mean, dataset.std, 256, augment=augment, seed=seed, memory_format=form)
     return net, next(batches.epoch(0))
 

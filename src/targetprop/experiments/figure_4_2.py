@@ -82,8 +82,8 @@ WAYS = {
     "L-DRL, paper's solver": Way(partial(by_solver, SGDSolver(noise=0.1, lr=0.01, iterations=1, momentum=0.9)), 4),
     "DRL": Way(by_drl, 3),
     "L-DRL, correlation": Way(partial(by_solver, CorrelationSolver(window=10**6)), 2),
-    "L-DRL, predictive, 256 samples": Way(partial(by_solver, PredictiveSolver(oversampling=0.5, patches=False, **once)), 3),  # type: ignore[arg-type]
-    "L-DRL, predictive": Way(partial(by_solver, PredictiveSolver(**once)), 6),  # type: ignore[arg-type]
+    "L-DRL, predictive, 256 samples": Way(partial(by_solver, PredictiveSolver(oversampling=0.5, patches=False, **once)), 3),
+    "L-DRL, predictive": Way(partial(by_solver, PredictiveSolver(**once)), 6),
 }
 
 

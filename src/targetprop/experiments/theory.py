@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,15 +94,15 @@ def gradient_error(settings: Result, data_dir: str | None, seed: int, kind: str)
     """‖∇ − ∇_BP‖/‖∇_BP‖ of all updates together over β, with ω = θᵀ, on LeNet with ELU."""
     x, y, shape, classes = batch(settings, data_dir, seed)
     torch.manual_seed(seed)
-    net = networks.lenet(shape, classes, (8, 16, 32), feedback=kind).double()  # type: ignore[arg-type]
+    net = networks.lenet(shape, classes, (8, 16, 32), feedback=kind).double()
     copy_forward(net)
     errors = []
     for beta in BETAS:
         algo = LDRL(net, beta, Fixed())
         net.zero_grad()
         algo.backward(x, y)
-        pairs = [(layer.theta.grad, g) for layer, g in zip(net.layers, backprop_gradients(net, algo, x, y), strict=True)]
-        apart = sum((u - g).square().sum().item() for u, g in pairs)  # type: ignore[operator]
+        pairs: Any = [(layer.theta.grad, g) for layer, g in zip(net.layers, backprop_gradients(net, algo, x, y), strict=True)]
+        apart = sum((u - g).square().sum().item() for u, g in pairs)
         errors.append((apart / sum(g.square().sum().item() for _, g in pairs)) ** 0.5)
     return {"errors": errors, "slope": slope(BETAS[:3], errors[:3])}
 

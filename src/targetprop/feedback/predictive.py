@@ -177,9 +177,9 @@ class PredictiveSolver:
             return self.max_iterations
         return min(self.max_iterations, math.ceil(math.log(self.tolerance / mismatch) / math.log(contraction)))
 
-    def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
+    def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor | None:
         """The ω that answers as the layer does (see ``targetprop.feedback.patches``)."""
-        return self.probe(probe, memory, seed, tracked)  # type: ignore[return-value]
+        return self.probe(probe, memory, seed, tracked)
 
     def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor | None:
         """Measure an attached map, and solve for ω where its mismatch is over tolerance; the new ω, or None to keep it."""

@@ -86,7 +86,7 @@ class Layer(nn.Module):
     ):
         """Pair ``module``, which computes ``linear`` plus a bias, with feedback of ``kind`` unless ``feedback`` is off."""
         super().__init__()
-        self.forward_map = module
+        self.forward_map: Any = module
         self.map = linear
         self.stage = Stage(tuple(steps), kind)
         self.norms = nn.ModuleList(step.module for step in steps if isinstance(step, BatchNorm))
@@ -97,12 +97,12 @@ class Layer(nn.Module):
     @property
     def theta(self) -> nn.Parameter:
         """θ, the forward weight."""
-        return self.forward_map.weight  # type: ignore[return-value]
+        return self.forward_map.weight
 
     @property
     def bias(self) -> nn.Parameter | None:
         """b, the forward bias."""
-        return self.forward_map.bias  # type: ignore[return-value]
+        return self.forward_map.bias
 
     @property
     def omega(self) -> nn.Parameter:
@@ -114,7 +114,7 @@ class Layer(nn.Module):
         """
         if not self.has_feedback:
             raise ValueError("a layer that reads the network's input has no feedback weight.")
-        return self.forward_map.feedback_weight  # type: ignore[return-value]
+        return self.forward_map.feedback_weight
 
     @property
     def feedback_bias(self) -> nn.Parameter | None:
@@ -217,8 +217,8 @@ class Residual(nn.Module):
     ):
         """Join ``branch`` and ``shortcut``; ``steps`` act on their sum."""
         super().__init__()
-        self.branch = nn.ModuleList(branch)
-        self.shortcut = nn.ModuleList(shortcut)
+        self.branch: Any = nn.ModuleList(branch)
+        self.shortcut: Any = nn.ModuleList(shortcut)
         self.stage = Stage(tuple(steps), kind)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -250,8 +250,8 @@ class Residual(nn.Module):
 
     def leaves(self) -> Iterator[Layer]:
         """The layers of the branch, then of the shortcut."""
-        yield from self.branch  # type: ignore[misc]
-        yield from self.shortcut  # type: ignore[misc]
+        yield from self.branch
+        yield from self.shortcut
 
     def leaf_traces(self, trace: ResidualTrace) -> Iterator[tuple[Layer, Trace]]:
         """The layers with their traces, in the order of ``leaves``."""
@@ -321,11 +321,11 @@ def feedback_sizes(module: nn.Module) -> tuple[int, int]:
     ``nn.Linear`` is paired with ``nn.Linear`` the other way round, a convolution with its transpose, whose fan-in PyTorch
     counts as (input channels / groups)·k². Other types take the fan-in of their own weight and no feedback bias.
     """
-    weight = module.weight
+    weight: Any = module.weight
     biased = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features if biased else 0
-    fan_in = weight[0].numel()  # type: ignore[index,union-attr,operator]
+    fan_in = weight[0].numel()
     return fan_in, module.in_channels if biased and isinstance(module, nn.Conv2d) else 0
 
 

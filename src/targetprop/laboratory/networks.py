@@ -24,9 +24,10 @@ def paired(make: Callable[..., nn.Sequential]) -> Callable[..., Network]:
     def made(*args: Any, feedback: Feedback = "matched", **settings: Any) -> Network:
         return pair(make(*args, **settings), feedback)
 
+    shown: Any = made
     own = inspect.signature(make).parameters.values()
     extra = inspect.Parameter("feedback", inspect.Parameter.KEYWORD_ONLY, default="matched", annotation=Feedback)
-    made.__signature__ = inspect.Signature([*own, extra], return_annotation=Network)  # type: ignore[attr-defined]
+    shown.__signature__ = inspect.Signature([*own, extra], return_annotation=Network)
     return made
 
 

@@ -34,13 +34,13 @@ class Network(nn.Module):
     def __init__(self, blocks: Sequence[Layer | Residual], entry: Sequence[Step] = (), kind: Feedback = "matched"):
         """Chain ``blocks`` behind the steps of ``entry``."""
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: Any = nn.ModuleList(blocks)
         self.entry = Stage(tuple(entry), kind)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """Every layer from input to output."""
-        return tuple(layer for block in self.blocks for layer in block.leaves())  # type: ignore[operator]
+        return tuple(layer for block in self.blocks for layer in block.leaves())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class Network(nn.Module):
     def leaf_traces(self, traces: Sequence[Trace | ResidualTrace]) -> list[tuple[Layer, Trace]]:
         """Every layer with its trace, in the order of ``layers``."""
         pairs = zip(self.blocks, traces, strict=True)
-        return [leaf for block, trace in pairs for leaf in block.leaf_traces(trace)]  # type: ignore[operator]
+        return [leaf for block, trace in pairs for leaf in block.leaf_traces(trace)]
 
     def descend(
         self, traces: list[Trace | ResidualTrace], d: Tensor, learn: Learn, carry: Carry = Layer.difference
@@ -276,7 +276,7 @@ def block_of(path: str, module: nn.Module, steps: list[Step], kind: Feedback, re
                 raise PairingError(f"layer '{path}.{name}' must be a chain of layers that starts with a linear map.")
             arms.append(blocks)
         refuse_norm(steps, f"layer '{path}'")
-        return Residual(*arms, steps, kind)  # type: ignore[arg-type]
+        return Residual(arms[0], arms[1], steps, kind)
     if hasattr(module, "parametrizations"):
         refuse_hooked(path, module)
     linear = maps.map_of(module)

@@ -169,10 +169,10 @@ def avg_pool(module: nn.AvgPool2d) -> AvgPool:
 
 def adaptive_avg_pool(module: nn.AdaptiveAvgPool2d) -> AvgPool:
     """The step of an ``nn.AdaptiveAvgPool2d`` with both output sizes given."""
-    size = module.output_size
+    size: Any = module.output_size
     if size is None or (isinstance(size, tuple) and None in size):
         raise ValueError(f"adaptive pooling to {size} keeps an input size; give both output sizes as numbers.")
-    return AvgPool(output=pair(size))  # type: ignore[arg-type]
+    return AvgPool(output=pair(size))
 
 
 def flatten(module: nn.Flatten) -> Flatten:

@@ -40,8 +40,9 @@ class Beside:
 
     def join(self) -> None:
         """Let the main queue wait for every piece; the host does not."""
-        for side in self._sides:
-            self._main.wait_stream(side)  # type: ignore[union-attr]
+        if self._main is not None:
+            for side in self._sides:
+                self._main.wait_stream(side)
 
 
 class Reading:

@@ -21,7 +21,7 @@ from targetprop.feedback import SOLVERS, Fixed
 from targetprop.laboratory import networks
 from targetprop.laboratory.pairing import Network
 from targetprop.models import MODELS
-from targetprop.ranks import Group, Ranks
+from targetprop.ranks import SINGLE, Group, Ranks
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.device import layout, pick_device, prepare, weight_dtype
 from targetprop.training.session import Progress, Session
@@ -176,11 +176,11 @@ def build_schedule(config: Config, optimizer: torch.optim.Optimizer, steps: int,
         period = settings.period or (steps if settings.unit == "step" else epochs)
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period, settings.minimum)
     if settings.name == "step":
-        return torch.optim.lr_scheduler.StepLR(optimizer, settings.period, settings.factor)  # type: ignore[arg-type]
+        return torch.optim.lr_scheduler.StepLR(optimizer, settings.period or 1, settings.factor)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)
 
 
-def set_up(config: Config, folder: Path, ranks: Ranks = Ranks()) -> Session:  # noqa: B008 - immutable
+def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     """Build everything of a run; weights are drawn from the configuration's seed.
 
     Raises:

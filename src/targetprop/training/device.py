@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from targetprop.laboratory.pairing import Network
 from targetprop.training.config import ConfigError, MemoryFormat, Precision
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,7 +49,7 @@ def layout(net: nn.Module, memory_format: MemoryFormat) -> torch.memory_format:
     return torch.contiguous_format if single or memory_format == "contiguous" else torch.channels_last
 
 
-def prepare(net: Module, device: torch.device, precision: Precision, memory_format: MemoryFormat) -> Module:
+def prepare(net: Any, device: torch.device, precision: Precision, memory_format: MemoryFormat) -> Any:
     """``net`` on ``device``, its products in ``precision``.
 
     Raises:
@@ -59,11 +57,11 @@ def prepare(net: Module, device: torch.device, precision: Precision, memory_form
 
     """
     form = layout(net, memory_format)
-    net = net.to(device, weight_dtype(precision), memory_format=form)  # type: ignore[call-overload]
+    net = net.to(device, weight_dtype(precision), memory_format=form)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if precision == "bfloat16":
         if not isinstance(net, Network):
             raise ConfigError("dtype=bfloat16 needs a paired network; run a plain module under torch.autocast.")
         net.compute_in(torch.bfloat16)
-    return net  # type: ignore[return-value]
+    return net

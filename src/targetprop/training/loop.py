@@ -15,7 +15,7 @@ from torch import Tensor
 
 from targetprop.algorithms import Report
 from targetprop.laboratory.pairing import Network
-from targetprop.ranks import Ranks
+from targetprop.ranks import SINGLE, Ranks
 from targetprop.training import checkpoint
 from targetprop.training.build import set_up
 from targetprop.training.config import Config, ConfigError
@@ -221,7 +221,7 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def start(config: Config, folder: Path, ranks: Ranks = Ranks()) -> Session:  # noqa: B008 - immutable
+def start(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     """Set up a new run in ``folder``, its configuration and environment written there.
 
     Raises:
@@ -255,7 +255,7 @@ def refuse_used(folder: Path) -> None:
         raise ConfigError(f"{folder} already holds a run; resume it (targetprop resume {folder}) or give another --out.")
 
 
-def resume(config: Config, folder: Path, name: str = "last.pt", ranks: Ranks = Ranks()) -> Session:  # noqa: B008 - immutable
+def resume(config: Config, folder: Path, name: str = "last.pt", ranks: Ranks = SINGLE) -> Session:
     """Take up a run where its last checkpoint stands, or the one called ``name``; the number of ranks may be another."""
     session = set_up(config, folder, ranks)
     path = folder / name
