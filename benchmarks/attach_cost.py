@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from targetprop.experiments.bench import CONTEXT, NETWORKS, Setting, contender
+from targetprop.experiments.contenders import CONTEXT, NETWORKS, Setting, contender
 
 parser = argparse.ArgumentParser()
 parser.add_argument("networks", nargs="+", choices=list(NETWORKS))

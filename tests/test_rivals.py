@@ -12,7 +12,7 @@ from targetprop.algorithms.ddtp_linear import direct_drl
 from targetprop.algorithms.drl import drl
 from targetprop.citations import entries
 from targetprop.feedback import losses
-from targetprop.laboratory.layers import Residual
+from targetprop.laboratory.residual import Residual
 from targetprop.properties import found
 from transcription import feedback_of
 

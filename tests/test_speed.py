@@ -11,7 +11,7 @@ import targetprop as tp
 from cases import make, symmetric
 from targetprop.commands.main import main
 from targetprop.experiments import bench, scaling
-from targetprop.experiments.bench import Setting
+from targetprop.experiments.contenders import Setting
 from targetprop.feedback import losses
 from targetprop.feedback.solver import noise_like
 from targetprop.laboratory.pooling import memory_format

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from targetprop.algorithms.base import Algorithm, Loss, Report, refuse_input_gradient
+from targetprop.algorithms.base import Algorithm, Report, refuse_input_gradient
+from targetprop.algorithms.losses import Loss
 from targetprop.attach import Feedback, attach
 from targetprop.attach.entry import solver_of
 from targetprop.attach.link import backpropagating, links_of

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from targetprop.algorithms.attached import Attached
-from targetprop.algorithms.base import Loss
+from targetprop.algorithms.losses import Loss
 from targetprop.properties import Row
 
 

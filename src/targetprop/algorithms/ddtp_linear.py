@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Algorithm, Loss, Report, check_beta, demand_explicit, generator_on, output_error
+from targetprop.algorithms.base import Algorithm, Report, demand_explicit, generator_on
 from targetprop.algorithms.drl import Schedule, checked, demand_chain, to_output
 from targetprop.algorithms.local import copied
+from targetprop.algorithms.losses import Loss, check_beta, output_error
 from targetprop.feedback import FeedbackReport
 from targetprop.feedback.adam import adam_step
 from targetprop.feedback.solver import noise_like

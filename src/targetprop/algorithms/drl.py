@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Loss, Report, demand_explicit, output_error
+from targetprop.algorithms.base import Report, demand_explicit
 from targetprop.algorithms.ldrl import LDRL
+from targetprop.algorithms.losses import Loss, output_error
 from targetprop.feedback import FeedbackReport, Fixed
 from targetprop.feedback.adam import adam_step
 from targetprop.feedback.solver import PerLayer, noise_like, per_layer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from targetprop.algorithms.base import Loss
 from targetprop.algorithms.ldrl import LDRL
+from targetprop.algorithms.losses import Loss
 from targetprop.feedback import Fixed
 from targetprop.laboratory.pairing import Network
 from targetprop.properties import Row

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from targetprop import rules
 from targetprop.algorithms.attached import Attached
-from targetprop.algorithms.base import Loss, Report, check_beta, demand_explicit, output_error
+from targetprop.algorithms.base import Report, demand_explicit
 from targetprop.algorithms.local import Local
+from targetprop.algorithms.losses import Loss, check_beta, output_error
 from targetprop.feedback import PredictiveSolver, Solver
 from targetprop.laboratory.layers import Gradients, Layer, Trace
 from targetprop.laboratory.pairing import Network

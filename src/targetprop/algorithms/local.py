@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from targetprop.algorithms.base import Algorithm, Loss, generator_on
+from targetprop.algorithms.base import Algorithm, generator_on
+from targetprop.algorithms.losses import Loss
 from targetprop.algorithms.sharing import Sharing
 from targetprop.algorithms.tracking import Tracking
 from targetprop.feedback import FeedbackReport, Solver

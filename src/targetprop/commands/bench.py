@@ -12,15 +12,15 @@ from rich.table import Table
 
 from targetprop.commands.common import console, overrides, writable
 from targetprop.data import SOURCES, catalogue
-from targetprop.experiments import bench
+from targetprop.experiments import bench, bench_report, contenders
 from targetprop.training import config
 from targetprop.training.config import ConfigError
 
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
-    p.add_argument("contenders", nargs="*", default=["plain", "backprop", "ldrl", "untracked"], help=bench.describe())
-    known = f"{', '.join(bench.NETWORKS)}, or package.module:make; --network.options.KEY VALUE as in train"
+    p.add_argument("contenders", nargs="*", default=["plain", "backprop", "ldrl", "untracked"], help=contenders.describe())
+    known = f"{', '.join(contenders.NETWORKS)}, or package.module:make; --network.options.KEY VALUE as in train"
     p.add_argument("--networks", nargs="+", default=["simple_vgg"], help=f"what they train: {known}")
     p.add_argument("--compiled", action="store_true", help="run plain and attach through torch.compile")
     p.add_argument("--channels", nargs="+", type=int, help="widths of the network, if there is one")
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
             raise ConfigError(f"unexpected '--{key}'; see targetprop bench --help.")
         options[key.removeprefix(config.OPTIONS)] = yaml.safe_load(value)
     for name in args.contenders:
-        bench.solver_settings(bench.split_name(name)[1])
+        contenders.solver_settings(contenders.split_name(name)[1])
     for key, least in (("batch_size", 1), ("steps", 10), ("warmup", 1)):
         if getattr(args, key) < least:
             raise ConfigError(f"--{key.replace('_', '-')} {getattr(args, key)} is too small; give at least {least}.")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         key: getattr(args, key) for key in ("batch_size", "compiled", "device", "precision", "memory_format", "threads", "lr")
     }
     channels = tuple(args.channels) if args.channels else None
-    settings = [bench.Setting(name, channels, options=options, **shared) for name in args.networks]
+    settings = [contenders.Setting(name, channels, options=options, **shared) for name in args.networks]
     if len(settings) > 1 and (args.channels or options):
         raise ConfigError("--channels and --network.options are those of one network; give one of --networks.")
     for setting in settings:
@@ -71,9 +71,9 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
 
             found = bench.bench(args.contenders, setting, dataset, args.warmup, args.steps, not args.no_memory, tell)
         results[setting.network] = found
-        table = Table(*bench.HEADINGS, title=setting.network)
+        table = Table(*bench_report.HEADINGS, title=setting.network)
         for row in found:
-            table.add_row(*bench.cells(row))
+            table.add_row(*bench_report.cells(row))
         console.print(table)
-    bench.write(results, settings, args.warmup, out)
+    bench_report.write(results, settings, args.warmup, out)
     console.print(f"{out / 'bench.json'}, {out / 'bench.md'}, {out / 'bench.png'}")

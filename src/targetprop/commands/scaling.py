@@ -9,7 +9,7 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from targetprop.commands.common import console, no_more, writable
 from targetprop.data import SOURCES, catalogue
-from targetprop.experiments import bench, scaling
+from targetprop.experiments import contenders, scaling
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Time and memory along depth, width, batch and noise samples."""
     no_more(words, "scaling")
-    shared = bench.Setting(device=args.device, threads=args.threads)
+    shared = contenders.Setting(device=args.device, threads=args.threads)
     out = writable(args.out)
     dataset = catalogue.load(args.data, Path(args.data_dir) if args.data_dir else None)
     total = sum(len(scaling.AXES[axis]) for axis in args.axes)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from targetprop.data.catalogue import default_folder, source
+from targetprop.data.catalogue import default_folder
 from targetprop.data.formats import DataError
+from targetprop.data.sources import source
 
 
 def fetch(name: str, folder: Path | None = None, progress: Any = False) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 from targetprop import data
 from targetprop.analysis.figures import draw_cost
 from targetprop.analysis.tables import number
-from targetprop.experiments import bench
+from targetprop.experiments import bench, contenders
 from targetprop.experiments.cells import Place, Result, cell, write_csv, write_markdown
 
 REAL: Result = {
@@ -38,9 +38,9 @@ def reproduce(place: Place) -> None:
     dataset = data.load(settings["data"], place.data_dir)
     found: dict[str, list[dict[str, Any]]] = {}
     for network in settings["networks"]:
-        setting = bench.Setting(network, settings["channels"], settings["batch"], lr=settings["lr"])
+        setting = contenders.Setting(network, settings["channels"], settings["batch"], lr=settings["lr"])
 
-        def compute(folder: Any, setting: bench.Setting = setting) -> Result:
+        def compute(folder: Any, setting: contenders.Setting = setting) -> Result:
             memory = place.scale != "smoke"
             rows = bench.bench(CONTENDERS, setting, dataset, settings["warmup"], settings["steps"], memory)
             return {"rows": [dataclasses.asdict(row) for row in rows]}

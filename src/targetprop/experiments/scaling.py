@@ -15,8 +15,10 @@ from typing import Any
 from targetprop.analysis.figures import draw_scaling
 from targetprop.analysis.tables import markdown, number
 from targetprop.data import Dataset
-from targetprop.experiments import bench
-from targetprop.experiments.bench import Row, Setting, Tell
+from targetprop.experiments import bench, bench_report
+from targetprop.experiments.bench import Tell
+from targetprop.experiments.bench_report import Row
+from targetprop.experiments.contenders import Setting
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import ConfigError
 from targetprop.training.device import pick_device
@@ -86,7 +88,7 @@ def write(found: dict[str, list[tuple[float, list[Row]]]], shared: Setting, out:
         for axis, points in found.items()
     }
     write_text(out / "scaling.json", json.dumps({"environment": record, "results": plain}, indent=2) + "\n")
-    text = bench.provenance(record)
+    text = bench_report.provenance(record)
     headings = ("value", "backprop ms", "L-DRL ms", "×", "backprop MiB", "L-DRL MiB", "×")
     for axis, points in found.items():
         lines = []

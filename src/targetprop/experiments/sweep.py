@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from targetprop.analysis.tables import markdown, number
-from targetprop.experiments.bench import provenance
+from targetprop.experiments.bench_report import provenance
 from targetprop.training import config, loop, session
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from targetprop import maps
 from targetprop.laboratory import activations, normalisation, pooling
 from targetprop.laboratory.activations import Feedback
-from targetprop.laboratory.layers import Carry, Layer, Learn, Residual, ResidualTrace, Trace, descend, trace_chain
+from targetprop.laboratory.layers import Carry, Layer, Learn, Trace
+from targetprop.laboratory.residual import Residual, ResidualTrace, descend, trace_chain
 from targetprop.laboratory.stages import Stage, Step
 from targetprop.models.plain import Sum
 

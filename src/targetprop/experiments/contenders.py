@@ -1,0 +1,267 @@
+"""What a benchmark times: algorithms on their own networks, and the batches that they are given."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from targetprop.algorithms import LDRL, Backprop
+from targetprop.attach import attach
+from targetprop.data import Batches, Dataset
+from targetprop.feedback import PredictiveSolver, SGDSolver
+from targetprop.laboratory import networks
+from targetprop.models import MODELS, CharGPT, plain
+from targetprop.training import config
+from targetprop.training.build import build_model
+from targetprop.training.config import ConfigError, MemoryFormat, Precision
+from targetprop.training.device import layout, prepare, weight_dtype
+
+PAPER_PRESETS = {"simple_vgg": "cifar10-vgg-ldrl-paper", "lenet": "cifar10-lenet-ldrl-paper"}
+
+
+CONTENDERS = {
+    "plain": "a plain PyTorch loop: the module and loss.backward()",
+    "attach": "the same loop with feedback attached (targetprop.attach): tracking and probes included",
+    "backprop": "Backprop of this library",
+    "ldrl": "L-DRL, defaults; settings of its solver as in ldrl:tolerance=0.05,probe_every=20",
+    "untracked": "L-DRL without tracking; settings likewise",
+    "paper": "L-DRL with the paper's solver, settings and mirror feedback",
+}
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **plain.NETWORKS,
+    "resnet18_bn": partial(plain.resnet18, batch_norm=True),
+    **MODELS,
+    "char_gpt": lambda in_shape, classes: CharGPT(65),
+}
+"""Plain modules to time; those of ``targetprop.networks`` can be paired too. "char_gpt" reads random characters."""
+
+
+FAST, SLOW = (10, 1000), (1, 3)
+"""(steps per turn, turns at most): a turn of ten steps holds one probe of every layer; the paper's solver takes long."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the contenders train.
+
+    Attributes:
+        network: one of ``NETWORKS``, or ``package.module:make``.
+        channels: its widths; default its own.
+        batch_size: of training.
+        options: of a model of ``targetprop.models`` or of the user's own, as in the configuration of a run.
+        compiled: "plain" and "attach" run through torch.compile.
+        device: "auto", "cpu", "cuda", ...
+        precision: as in the configuration of a run.
+        memory_format: likewise.
+        lr: learning rate of SGD with momentum 0.9 and weight decay 1e-4.
+        threads: CPU threads; default torch's.
+
+    """
+
+    network: str = "simple_vgg"
+    channels: tuple[int, ...] | None = None
+    batch_size: int = 128
+    options: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
+    device: str = "auto"
+    precision: Precision = "float32"
+    memory_format: MemoryFormat = "auto"
+    lr: float = 0.05
+    threads: int | None = None
+
+
+@dataclass
+class Contender:
+    """One algorithm with its own network and optimizer.
+
+    Attributes:
+        name: as given.
+        net: its network; None for the plain loop.
+        algo: its algorithm, or the handle of an attached network.
+        step: (x, y) ↦ one whole training step, returning iterations of its feedback solver.
+        block: steps per turn.
+        turns: how many turns it takes at most.
+        times: seconds per step of each turn.
+        angles: per measurement, degrees per layer.
+        iterations: of the solver, summed over layers and timed steps.
+        steps: timed.
+
+    """
+
+    name: str
+    net: Any
+    algo: Any
+    step: Callable[[Tensor, Tensor], int]
+    block: int
+    turns: int
+    times: list[float] = field(default_factory=list)
+    angles: list[list[float]] = field(default_factory=list)
+    iterations: int = 0
+    steps: int = 0
+
+
+def solver_settings(text: str) -> dict[str, Any]:
+    """The settings in ``tolerance=0.05,probe_every=20``.
+
+    Raises:
+        ConfigError: an unknown setting, or a value that is no number.
+
+    """
+    known = {f.name: type(f.default) for f in dataclasses.fields(PredictiveSolver) if f.name not in ("patches", "tracking")}
+    settings = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            raise ConfigError(f"unknown solver setting '{key}'; {config.nearest(key, list(known))}")
+        try:
+            settings[key] = known[key](value)
+        except ValueError as error:
+            raise ConfigError(f"{key}={value} is not a number; write {key}={getattr(PredictiveSolver, key)}, say.") from error
+    return settings
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(contender, settings of its solver).
+
+    Raises:
+        ConfigError: no such contender, or settings for one that has none.
+
+    """
+    kind, _, settings = name.partition(":")
+    if kind not in CONTENDERS:
+        raise ConfigError(f"unknown contender '{kind}'; {config.nearest(kind, list(CONTENDERS))}")
+    if settings and kind not in ("ldrl", "untracked"):
+        raise ConfigError(f"contender '{kind}' takes no settings, got '{settings}'; only ldrl and untracked do.")
+    return kind, settings
+
+
+def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int, device: torch.device) -> Contender:
+    """The contender called ``name``, its weights drawn from seed 0.
+
+    Raises:
+        ConfigError: as ``split_name``, or the paper gives no settings for the network.
+
+    """
+    kind, text = split_name(name)
+    settings = solver_settings(text)
+    if kind == "paper" and setting.network not in PAPER_PRESETS:
+        known = ", ".join(PAPER_PRESETS)
+        raise ConfigError(f"the paper gives no solver settings for '{setting.network}'; time 'paper' on {known} only.")
+    if kind not in ("plain", "attach") and setting.network not in networks.NETWORKS:
+        raise ConfigError(f"'{kind}' needs a paired network, got '{setting.network}'; time 'plain' and 'attach' on it.")
+    torch.manual_seed(0)
+    if kind in ("plain", "attach"):
+        made = plain_network(setting, in_shape, classes)
+    else:
+        widths: dict[str, Any] = {"channels": setting.channels} if setting.channels else {}
+        feedback: dict[str, Any] = {"feedback": "mirror"} if kind == "paper" else {}
+        made = networks.NETWORKS[setting.network](in_shape, classes, **widths, **feedback)
+    net: Any = prepare(made, device, setting.precision, setting.memory_format)
+    optimizer = torch.optim.SGD(net.parameters(), setting.lr, momentum=0.9, weight_decay=1e-4)
+    if kind in ("plain", "attach"):
+        feedback_of = attach(net, *example(setting, in_shape, device)) if kind == "attach" else None
+        if feedback_of is not None:
+            feedback_of.follow(optimizer)
+        run = torch.compile(net, fullgraph=True) if setting.compiled else net
+        return Contender(name, net if feedback_of else None, feedback_of, plain_step(run, optimizer), *FAST)
+    if kind == "backprop":
+        algo: Any = Backprop(net)
+    elif kind == "paper":
+        chosen = config.load(PAPER_PRESETS[setting.network])
+        paper_beta: dict[str, Any] = {} if chosen.algorithm.beta is None else {"beta": chosen.algorithm.beta}
+        algo = LDRL(net, solver=SGDSolver(**dataclasses.asdict(chosen.sgd)), **paper_beta)
+    else:
+        algo = LDRL(net, solver=PredictiveSolver(tracking=kind == "ldrl", **settings))
+
+    def step(x: Tensor, y: Tensor) -> int:
+        optimizer.zero_grad()
+        report = algo.backward(x, y)
+        optimizer.step()
+        return sum(layer.iterations for layer in report.feedback.values())
+
+    return Contender(name, net, algo, step, *(SLOW if kind == "paper" else FAST))
+
+
+def plain_network(setting: Setting, in_shape: Sequence[int], classes: int) -> nn.Module:
+    """The module to time, before it is paired or attached.
+
+    Raises:
+        ConfigError: there is none of that name, or it takes no such settings.
+
+    """
+    name = setting.network
+    if name in NETWORKS and name not in MODELS:
+        if setting.options:
+            raise ConfigError(f"network '{name}' takes --channels, but no network.options; got {', '.join(setting.options)}.")
+        return NETWORKS[name](in_shape, classes, **({"channels": setting.channels} if setting.channels else {}))
+    if ":" not in name and name not in MODELS:
+        raise ConfigError(f"unknown network '{name}'; {config.nearest(name, list(NETWORKS))}")
+    if setting.channels:
+        raise ConfigError(f"--channels are those of paired networks, got '{name}'; give --network.options.KEY instead.")
+    chosen = config.build([("network.name", name), ("network.options", setting.options)])
+    return build_model(chosen, in_shape, classes)
+
+
+def example(setting: Setting, in_shape: Sequence[int], device: torch.device) -> tuple[Tensor]:
+    """A batch of two like those it will train on."""
+    if setting.network == "char_gpt":
+        return (torch.zeros(2, CONTEXT, dtype=torch.long, device=device),)
+    return (torch.zeros(2, *in_shape, dtype=weight_dtype(setting.precision), device=device),)
+
+
+CONTEXT = 128
+"""Characters of a sample of "char_gpt"."""
+
+
+def mean_loss(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy over samples, and over positions where every one has logits."""
+    logits = net(x)
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
+
+
+def plain_step(net: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], int]:
+    """A training step as anyone writes it."""
+
+    def step(x: Tensor, y: Tensor) -> int:
+        optimizer.zero_grad()
+        mean_loss(net, x, y).backward()
+        optimizer.step()
+        return 0
+
+    return step
+
+
+def stream(setting: Setting, dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches without end, flipped and cropped, on the device."""
+    if setting.network == "char_gpt":
+        generator = torch.Generator().manual_seed(0)
+        shape = (setting.batch_size, CONTEXT)
+        drawn = (torch.randint(65, shape, generator=generator).to(device) for _ in itertools.count())
+        return ((x, x.roll(-1, 1)) for x in drawn)
+    images = dataclasses.replace(dataset.train, images=dataset.train.images.to(device), labels=dataset.train.labels.to(device))
+    net = plain_network(setting, dataset.in_shape, dataset.classes)
+    batches = Batches(
+        images,
+        dataset.mean,
+        dataset.std,
+        setting.batch_size,
+        weight_dtype(setting.precision),
+        "flip-crop",
+        memory_format=layout(net, setting.memory_format),
+    )
+    return (batch for epoch in itertools.count() for batch in batches.epoch(epoch))
+
+
+def describe() -> str:
+    """Every contender in a line."""
+    return "; ".join(f"{name}: {about}" for name, about in CONTENDERS.items())

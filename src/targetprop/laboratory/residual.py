@@ -1,0 +1,118 @@
+"""Residual blocks, and the way of a batch up and down through a chain of layers and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from targetprop.laboratory.activations import Feedback
+from targetprop.laboratory.layers import Carry, Layer, Learn, Trace
+from targetprop.laboratory.stages import Stage, Step
+
+
+@dataclass(frozen=True)
+class ResidualTrace:
+    """One pass of a batch through a residual block: the traces of its layers and what its own stage saved."""
+
+    branch: list[Trace]
+    shortcut: list[Trace]
+    output: Tensor
+    saved: tuple
+
+
+class Residual(nn.Module):
+    """s = S(branch(x) + shortcut(x)); an empty shortcut is the identity.
+
+    Where the forward pass copies x, the differences that come back are summed. Every linear map inside is a layer with
+    its own feedback weights and its own local loss.
+    """
+
+    def __init__(
+        self, branch: Sequence[Layer], shortcut: Sequence[Layer] = (), steps: Sequence[Step] = (), kind: Feedback = "matched"
+    ):
+        """Join ``branch`` and ``shortcut``; ``steps`` act on their sum."""
+        super().__init__()
+        self.branch: Any = nn.ModuleList(branch)
+        self.shortcut: Any = nn.ModuleList(shortcut)
+        self.stage = Stage(tuple(steps), kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """S(branch(x) + shortcut(x)), differentiable."""
+        a = b = x
+        for layer in self.branch:
+            a = layer(a)
+        for layer in self.shortcut:
+            b = layer(b)
+        return self.stage.forward(a + b)[0]
+
+    def trace(self, x: Tensor) -> ResidualTrace:
+        """The same with traces, which do not keep the two terms of the sum."""
+        branch, a = trace_chain(self.branch, x)
+        shortcut, b = trace_chain(self.shortcut, x)
+        s, saved = self.stage.forward(a + b)
+        return ResidualTrace(without_term(self.branch, branch), without_term(self.shortcut, shortcut), s, saved)
+
+    def descend(self, trace: ResidualTrace, d: Tensor, e: Tensor, carry: Carry, learn: Learn) -> tuple[list[Any], Any]:
+        """What every layer learned, and the sum of the differences that both arms carry to the input."""
+        e = self.stage.vjp(trace.saved, e)
+        d = self.stage.difference(trace.saved, trace.output, d)
+        arms = trace.branch, trace.shortcut
+        del trace  # and with it the block's output
+        learned, a = descend(list(self.branch), arms[0], d, e, carry, learn)
+        others, b = descend(list(self.shortcut), arms[1], d, e, carry, learn)
+        # a comes fresh from the branch's first layer; b may be d itself
+        return learned + others, None if a is None or b is None else a.add_(b)
+
+    def leaves(self) -> Iterator[Layer]:
+        """The layers of the branch, then of the shortcut."""
+        yield from self.branch
+        yield from self.shortcut
+
+    def leaf_traces(self, trace: ResidualTrace) -> Iterator[tuple[Layer, Trace]]:
+        """The layers with their traces, in the order of ``leaves``."""
+        return zip(self.leaves(), trace.branch + trace.shortcut, strict=True)
+
+
+def without_term(layers: Any, traces: list[Trace]) -> list[Trace]:
+    """The traces of an arm without its output, which only the sum reads, unless a step of the last stage keeps it anyway."""
+    if not traces or layers[-1].stage.steps:
+        return traces
+    return [*traces[:-1], replace(traces[-1], kept=None)]
+
+
+def trace_chain(blocks: Iterable[Any], x: Tensor) -> tuple[list[Any], Tensor]:
+    """Run x through ``blocks``; their traces and the output."""
+    traces = []
+    for block in blocks:
+        traces.append(block.trace(x))
+        x = traces[-1].output
+    return traces, x
+
+
+def descend(
+    blocks: Sequence[Any], traces: list[Any], d: Tensor, e: Tensor, carry: Carry, learn: Learn
+) -> tuple[list[Any], Tensor | None]:
+    """Take a difference at the output of ``blocks`` down to their input.
+
+    Args:
+        blocks: layers and residual blocks.
+        traces: theirs; each is taken off the end when its turn comes, so that its arrays are free once they have been used.
+        d: the difference to carry.
+        e: what the last layer learns from: d itself, but before a sum S′ᵀd of the sum's stage, which carries R(s + d) − R(s).
+        carry: how a layer carries a difference to its input.
+        learn: what a layer learns from one.
+
+    Returns:
+        what every layer learned, the first layer first; and the difference at the input, None where none is needed.
+
+    """
+    learned: list[Any] = []
+    below: Any = d
+    for block in reversed(blocks):
+        found, below = block.descend(traces.pop(), d, e, carry, learn)
+        d = e = below
+        learned = found + learned
+    return learned, below
