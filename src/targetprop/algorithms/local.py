@@ -58,7 +58,6 @@ class Local(Algorithm):
         self.settle()
         reports: dict[str, FeedbackReport] = {}
         device, traces = leaves[0][1].input.device, dict(zip(self.net.names, leaves, strict=True))
-        before = {name: layer.omega._version for name, layer in self._trained.items()}
         beside = Beside(device)
         for index, name in enumerate(self._trained):
             if self._sharing.mine(name):
@@ -68,7 +67,7 @@ class Local(Algorithm):
         beside.join()
         probed = {name: r.mismatch for name, r in reports.items() if r.iterations and r.mismatch is not None}
         self._reading = Reading(probed)
-        self._sharing.exchange(self._trained, before)
+        self._sharing.exchange(self._trained, [name for name, report in reports.items() if report.iterations])
         if self._sharing.measured:
             memory = self.state_dict()
             self._sharing.assign_anew()

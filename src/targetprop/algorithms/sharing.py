@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -54,13 +54,12 @@ class Sharing:
             torch.cuda.synchronize(device)
         self._seconds[name] = time.perf_counter() - began
 
-    def exchange(self, layers: Mapping[str, Layer], before: Mapping[str, int]) -> None:
-        """Bring everyone the feedback weights that have changed since their versions were ``before``, once a batch."""
+    def exchange(self, layers: Mapping[str, Layer], changed: Sequence[str]) -> None:
+        """Bring everyone the feedback weights of this process's layers that have ``changed``, once a batch."""
         group = self.ranks.layers
         if group.size == 1:
             return
-        changed = [name for name, layer in layers.items() if self.mine(name) and layer.omega._version != before[name]]
-        for source, names in enumerate(group.gather(changed)):
+        for source, names in enumerate(group.gather(list(changed))):
             group.broadcast_(source, *(p.data for name in names for p in layers[name].feedback_parameters()))
         self._batches += 1
 

@@ -47,4 +47,4 @@ class JacobianMatching:
         peers.total_(cross, square)
         scale = torch.where(square > 0, cross / square, torch.zeros_like(square))
         layer.omega.copy_(layer.theta * along(scale, 0, layer.theta.dim()))
-        return FeedbackReport(0)
+        return FeedbackReport(1)

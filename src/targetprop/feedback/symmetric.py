@@ -36,4 +36,4 @@ class Symmetric:
     ) -> FeedbackReport:
         """Copy θ to ω."""
         layer.omega.copy_(layer.theta)
-        return FeedbackReport(0)
+        return FeedbackReport(1)
