@@ -9,21 +9,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from targetprop.attach import coverage, tracking
-from targetprop.attach.growth import grow, key_of
+from targetprop.attach.growth import grow
 from targetprop.attach.install import Gains, is_paired, look, release, sites_of, take
+from targetprop.attach.learning import calibrate, probe, redraw
 from targetprop.attach.link import Broadcast, links_of
-from targetprop.attach.sites import Site, whole
+from targetprop.attach.sites import Site
+from targetprop.attach.table import table
 from targetprop.feedback import FeedbackReport, Fixed
 from targetprop.feedback.memory import NEVER, Memory
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
-from targetprop.seeds import mixed
-
-CALIBRATIONS = 20
-"""Probes that ``attach`` makes of a map at most until it is under the solver's tolerance."""
 
 
 class Feedback:
@@ -124,30 +122,13 @@ class Feedback:
 
     def _calibrate(self) -> None:
         """Bring every ω under the solver's tolerance, from noise alone."""
-        for site in self._learners():
-            self._calibrated(site)
+        with torch.no_grad():
+            for site in self._learners():
+                self._calibrated(site)
 
-    @torch.no_grad()
     def _calibrated(self, site: Site) -> bool:
-        """Calibrate one map; False where it cannot be probed yet."""
-        memory = self._memory[site.name]
-        if isinstance(self.solver, Fixed):
-            memory.wait = NEVER
-            return True
-        if site.omega.is_meta:
-            return False
-        tolerance = getattr(self.solver, "tolerance", None)
-        for _ in range(CALIBRATIONS):
-            probe = site.probe()
-            if probe is None:
-                return False
-            seed = mixed(self.seed, key_of(site.name), memory.probes)
-            learned = self.solver.calibrate(probe, memory, seed, self._tracked(site))
-            if learned is not None:
-                site.write(learned)
-            if tolerance is None or not memory.mismatch > tolerance:
-                break
-        return True
+        """Whether a map could be calibrated: a registered one must have seen an input first."""
+        return calibrate(site, self.solver, self._memory[site.name], self.seed, self._tracked(site))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -164,7 +145,7 @@ class Feedback:
         self._link.stale = False
         report = {}
         for site in self._learners():
-            self._redraw(site)
+            redraw(site, self.rule, self.seed, self.steps)
             memory = self._memory[site.name]
             settled = site.frozen and memory.mismatch <= getattr(self.solver, "tolerance", -1)
             if settled or not memory.due():
@@ -174,21 +155,9 @@ class Feedback:
                     memory.wait = 1
                     continue
             else:
-                probe: Any = site.probe()
-                seed = mixed(self.seed, key_of(site.name), memory.probes)
-                learned = self.solver.probe(probe, memory, seed, self._tracked(site))
-                if learned is not None:
-                    site.write(learned)
+                probe(site, self.solver, memory, self.seed, self._tracked(site))
             report[site.name] = FeedbackReport(1, mismatch=torch.tensor(memory.mismatch))
         self.report = report
-
-    def _redraw(self, site: Site) -> None:
-        generator = Generator().manual_seed(mixed(self.seed, key_of(site.name), self.steps, 1))
-        omega = site.layout.of(whole(site.omega))
-        matrices = omega if site.layout.form == "field" else site.layout.matrices(omega)
-        new = self.rule.redrawn(matrices, generator)
-        if new is not None:
-            site.write(new.to(matrices))
 
     def follow(self, optimizer: Any) -> Any:
         """Let ω learn with ``optimizer``: tracking before its step, probes, where due, after it.
@@ -326,25 +295,4 @@ class Feedback:
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""
-        rows = [("map", "θ", "rule", "ω", "mismatch")]
-        learners = {site.name for site in self._learners()}
-        for site in self.sites:
-            memory = self._memory.get(site.name)
-            how = self._how(site) if site.name in learners or self.rule.direct else "shared"
-            last = "" if memory is None or memory.mismatch == math.inf else f"{memory.mismatch:.2g}"
-            shape = "×".join(str(size) for size in site.layout.of(site.array()).shape)
-            rows.append((site.name or "(model)", shape, self.rule.name, how, last))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-        return "\n".join(lines)
-
-    def _how(self, site: Site) -> str:
-        """How a map's ω learns, in a few words."""
-        if not self.rule.own_feedback:
-            return "is θ"
-        words = []
-        if self._tracked(site):
-            words.append("tracked")
-        if not isinstance(self.solver, Fixed):
-            words.append("calibrated once" if site.frozen else "probed")
-        return ", ".join(words) or "fixed"
+        return table(self)

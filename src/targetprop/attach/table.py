@@ -1,0 +1,36 @@
+"""The handle of an attached model, printed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from targetprop.attach.sites import Site
+from targetprop.feedback import Fixed
+
+
+def table(feedback: Any) -> str:
+    """Map, shape, rule, how ω learns and the last mismatch, a line a map."""
+    rows = [("map", "θ", "rule", "ω", "mismatch")]
+    learners = {site.name for site in feedback._learners()}
+    for site in feedback.sites:
+        memory = feedback._memory.get(site.name)
+        how = learning(feedback, site) if site.name in learners or feedback.rule.direct else "shared"
+        last = "" if memory is None or memory.mismatch == math.inf else f"{memory.mismatch:.2g}"
+        shape = "×".join(str(size) for size in site.layout.of(site.array()).shape)
+        rows.append((site.name or "(model)", shape, feedback.rule.name, how, last))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def learning(feedback: Any, site: Site) -> str:
+    """How a map's ω learns, in a few words."""
+    if not feedback.rule.own_feedback:
+        return "is θ"
+    words = []
+    if feedback._tracked(site):
+        words.append("tracked")
+    if not isinstance(feedback.solver, Fixed):
+        words.append("calibrated once" if site.frozen else "probed")
+    return ", ".join(words) or "fixed"
