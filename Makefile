@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/targetprop compare $(DEMO)/ldrl $(DEMO)/backprop --out $(DEMO)/comparison.png
 
 test: .venv/installed
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --cov --cov-report=term --cov-fail-under=90
 
 check: lint test
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from targetprop.data import Batches, DataError, Images, catalogue, fetch, formats, load, split
+from targetprop.data import Batches, DataError, Images, fetch, formats, load, sources, split
 from targetprop.data.pipeline import flip_and_crop, seeded
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -192,14 +192,14 @@ def test_digits_ship_with_the_package():
 
 def official(monkeypatch, tmp_path, name):
     """A data set with small files in its official layout, whose hashes the catalogue is told."""
-    source = catalogue.SOURCES[name]
+    source = sources.SOURCES[name]
     arrays = [PIXELS, LABELS, PIXELS, LABELS]
     contents = [gzip.compress(idx(a)) for a in arrays]
     files = [
         replace(f, digest=f"md5:{hashlib.md5(c).hexdigest()}", url=f"http://data.invalid/{f.name}")
         for f, c in zip(source.layouts[0], contents, strict=True)
     ]
-    monkeypatch.setitem(catalogue.SOURCES, name, replace(source, layouts=(tuple(files),)))
+    monkeypatch.setitem(sources.SOURCES, name, replace(source, layouts=(tuple(files),)))
     return files, contents
 
 
@@ -263,7 +263,7 @@ def test_fetch_keeps_whole_files_only(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet32"])
 def test_layouts_of_the_larger_sets(monkeypatch, tmp_path, name):
-    source = catalogue.SOURCES[name]
+    source = sources.SOURCES[name]
     fine = np.concatenate([LABELS[:, None], RECORDS], 1)
     if name == "imagenet32":
         for file in source.layouts[0]:
@@ -276,7 +276,7 @@ def test_layouts_of_the_larger_sets(monkeypatch, tmp_path, name):
             load(name, tmp_path)
         return
     bare = tuple(tuple(replace(f, digest=None) for f in files) for files in source.layouts)
-    monkeypatch.setitem(catalogue.SOURCES, name, replace(source, layouts=bare))
+    monkeypatch.setitem(sources.SOURCES, name, replace(source, layouts=bare))
     content = (RECORDS if name == "cifar10" else fine).tobytes()
     names = [f.name for f in source.layouts[1]]
     archive = tmp_path / "tar" / source.layouts[0][0].name

@@ -430,7 +430,7 @@ def test_the_section_of_a_default_solver_counts():
 )
 def test_a_setting_that_would_change_nothing_is_refused(preset, key, value, why):
     with pytest.raises(config.ConfigError, match=f"{key}={value} would change nothing with {why}; leave it out"):
-        config.load(preset, [(key, str(value))])
+        config.load(preset, [("data.augment", "none"), ("data.padding", "4"), (key, str(value))])
 
 
 @pytest.mark.parametrize("name", config.presets())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def loss_function(loss: str | Loss, label_smoothing: float = 0.0) -> Loss:
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label smoothing {label_smoothing} is outside [0, 1).")
     if loss == "cross_entropy":
-        return lambda logits, y: F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+        return partial(F.cross_entropy, label_smoothing=label_smoothing)
     if label_smoothing:
         raise ValueError(f"label smoothing {label_smoothing} needs the loss 'cross_entropy'.")
     if loss == "mse":

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from targetprop.attach import function
-from targetprop.attach.link import Attached
+from targetprop.attach.function import transformed
+from targetprop.attach.link import Attached, refuse_export
 
 
 class AttachedAttention(Attached):
@@ -24,6 +25,7 @@ class AttachedAttention(Attached):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
+        refuse_export()
         if any(x.is_nested for x in (query, key, value)):
             raise TypeError("MultiheadAttention with feedback takes padded tensors, got nested ones; pad them to one length.")
         batched = query.dim() == 3
@@ -97,7 +99,7 @@ class AttachedAttention(Attached):
         bias = None if self.in_proj_bias is None else self.in_proj_bias[part]
         packed = self.in_proj_weight is not None
         weight = self.in_proj_weight[part] if packed else getattr(self, f"{letter}_proj_weight")
-        if not x.requires_grad:
+        if not (x.requires_grad or transformed()):
             return F.linear(x, weight, bias)
         if self._feedback.rule.direct:
             x = x.transpose(0, 1) if self.batch_first else x  # as the user's model lays them, for an error to find its sample

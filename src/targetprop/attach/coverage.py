@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.overrides import TorchFunctionMode
 
 from targetprop.attach.kinds import REFUSED
@@ -21,6 +22,7 @@ PRODUCTS = {
     "baddbmm", "einsum", "tensordot", "kron", "multi_dot", "chain_matmul", "bilinear", "conv1d", "conv2d", "conv3d",
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution", "conv_tbc", "lstm", "gru",
     "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "scaled_dot_product_attention",
+    "vecdot", "cdist", "cosine_similarity", "solve", "lstsq", "_sparse_mm",
     "multi_head_attention_forward", "grouped_mm", "_grouped_mm", "scaled_grouped_mm", "scaled_mm", "_scaled_mm",
 }  # fmt: skip
 """Functions of torch that multiply a signal by a weight other than elementwise."""
@@ -38,10 +40,10 @@ class Watch(TorchFunctionMode):
 
     """
 
-    def __init__(self, model: nn.Module, ignored: Iterable[str] = ()):
-        """Watch ``model``; ``ignored``: names of modules that the user left out."""
+    def __init__(self, model: nn.Module, ignored: Iterable[str] = (), inputs: Any = ()):
+        """Watch ``model``; ``ignored``: names of modules that the user left out; ``inputs``: what it reads."""
         super().__init__()
-        prefixes = tuple(f"{name}." if name else "" for name in ignored)
+        prefixes = tuple(f"{name}." for name in ignored if name)
         self.names: dict[int, str] = {}
         self.constants = {id(buffer) for buffer in model.buffers()}
         for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -51,6 +53,7 @@ class Watch(TorchFunctionMode):
                 self.names.setdefault(id(parameter), name)
         self.kept: list[Tensor] = []  # so that no id is used twice
         self.found: dict[str, str] = {}
+        self.data = {id(value) for value in tensors_in(inputs)}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Call ``func`` and look at what it used."""
@@ -58,20 +61,30 @@ class Watch(TorchFunctionMode):
         if not torch.is_grad_enabled():  # within an attached map, or nothing to send
             return out
         tensors = list(tensors_in([args, kwargs]))
+        if any(id(t) in self.data for t in tensors):
+            for made in tensors_in([out]):
+                self.data.add(id(made))
+                self.kept.append(made)
         sources = [(self.names[id(t)], t) for t in tensors if id(t) in self.names]
         if not sources:
             return out
         others = [t for t in tensors if id(t) not in self.names and id(t) not in self.constants]
-        if getattr(func, "__name__", "") in PRODUCTS and any(t.requires_grad for t in others):
-            for name, tensor in sources:
+        name = getattr(func, "__name__", "").removeprefix("linalg_")
+        if name in PRODUCTS and any(t.requires_grad or is_batchedtensor(t) for t in others):
+            for source, tensor in sources:
                 if tensor.dim() > 1:
-                    self.found.setdefault(name, func.__name__)
-        elif not others:  # made of weights alone: a weight under another name
+                    self.found.setdefault(source, name)
+        elif all(is_constant(t, self.data) for t in others):  # made of weights and constants: a weight under another name
             for made in tensors_in([out]):
                 if made.is_floating_point() and id(made) not in self.names:
                     self.names[id(made)] = sources[0][0]
                     self.kept.append(made)
         return out
+
+
+def is_constant(tensor: Tensor, data: set[int]) -> bool:
+    """Whether a tensor is neither a signal nor made of data, nor places in a table: a mask, an identity, a scale."""
+    return not tensor.requires_grad and id(tensor) not in data and (tensor.is_floating_point() or tensor.dtype == torch.bool)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -126,16 +139,17 @@ class FirstPass:
         """Hook ``model``, whose attached modules share ``link``."""
         self.ignored, self.strict, self.link = list(ignored), strict, link
         self.watch: Watch | None = None
+        self.done = False
         self.handles = [
-            model.register_forward_pre_hook(self.before),
+            model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, always_call=True),
         ]
 
-    def before(self, model: nn.Module, args: tuple) -> None:
+    def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Begin to watch."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact or self.watch is not None:
             return
-        self.watch = Watch(model, self.ignored)
+        self.watch = Watch(model, self.ignored, (args, kwargs))
         self.watch.__enter__()
 
     def after(self, model: nn.Module, args: tuple, output: Any) -> None:
@@ -149,8 +163,20 @@ class FirstPass:
         self.remove()
         report(sentences(watch.found), self.strict)
 
+    def missed(self) -> None:
+        """A step was made, but the model's own forward never ran eagerly: what it does beside its maps was not seen."""
+        self.remove()
+        text = (
+            "the forward of the model itself never ran eagerly, so what it multiplies outside its maps was not seen; give "
+            "example inputs: attach(model, x)."
+        )
+        if self.strict:
+            raise NotCovered(text)
+        warnings.warn(text, UserWarning, stacklevel=2)
+
     def remove(self) -> None:
         """Unhook."""
+        self.done = True
         for handle in self.handles:
             handle.remove()
 
@@ -192,7 +218,7 @@ def example_pass(model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]
         module.register_forward_hook(seen, with_kwargs=True) for module in model.modules() if isinstance(module, Attached)
     ]
     try:
-        with unchanged(model), torch.enable_grad(), Watch(model, ignored) as watch:
+        with unchanged(model), torch.enable_grad(), Watch(model, ignored, inputs) as watch:
             model(*inputs)
     finally:
         for handle in handles:

@@ -8,6 +8,7 @@ from torch import nn
 
 from targetprop.attach.handle import Feedback
 from targetprop.attach.install import Gains, is_paired
+from targetprop.attach.kinds import kind_of
 from targetprop.attach.link import Attached, links_of
 from targetprop.feedback import SOLVERS, Fixed
 from targetprop.rules import Rule, rule_of
@@ -89,17 +90,31 @@ def attach(
             "would change nothing; attach the nn.Sequential that it was made of."
         )
     if any(isinstance(module, Attached) for module in model.modules()):
-        return adopted(model, chosen, solver, seed)
+        given = {"only": only, "skip": skip, "beta": beta, "gains": None if gains == "exact" else gains}
+        return adopted(model, chosen, solver, seed, {name: value for name, value in given.items() if value is not None})
     return Feedback(model, example_inputs, chosen, solver_of(solver, chosen), seed, only, skip, gains, beta, strict)
 
 
-def adopted(model: nn.Module, rule: Rule, solver: Any, seed: int) -> Feedback:
+def adopted(model: nn.Module, rule: Rule, solver: Any, seed: int, given: dict[str, Any]) -> Feedback:
     """A handle for a model that is attached already, as a copied or unpickled one is; its ω stay.
 
     Raises:
-        ValueError: it was attached by another rule.
+        ValueError: it was attached by another rule, only a part of it was, or settings are ``given`` that are settled.
 
     """
+    if given:
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(
+            f"the model is attached already, so {shown} would change nothing; call detach() of its feedback first."
+        )
+    left_out = {name for link in links_of(model) for name in link.left_out}
+    for name, module in model.named_modules():
+        kind = kind_of(module)
+        if kind and kind.name not in ("norm", "activation") and not isinstance(module, Attached) and name not in left_out:
+            raise ValueError(
+                f"a part of the model is attached already but '{name}' ({type(module).__name__}) is not; call detach() of the "
+                "part's feedback first, then attach the whole."
+            )
     for link in links_of(model):
         if link.rule != rule:
             raise ValueError(

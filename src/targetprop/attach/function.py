@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import Function
 
 aten = torch.ops.aten
@@ -34,7 +35,24 @@ def run(function: Any, *arguments: Any) -> Any:
     return function.apply(*arguments)
 
 
-class _Linear(Function):
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` runs: its tensors do not say that they need a gradient."""
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+class Backward(Function):
+    """What all autograd functions here are: they carry a signal back, and have no forward-mode derivative."""
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        """Refuse."""
+        raise RuntimeError(
+            "attached maps carry signals backward only; take forward-mode derivatives (jvp, jacfwd, dual tensors) within "
+            "feedback.exact()."
+        )
+
+
+class _Linear(Backward):
     generate_vmap_rule = True
 
     @staticmethod
@@ -44,7 +62,7 @@ class _Linear(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, weight, _, omega = inputs
-        ctx.save_for_backward(x if weight.requires_grad else None, omega)
+        ctx.save_for_backward(x if weight.requires_grad or transformed() else None, omega)
 
     @staticmethod
     def backward(ctx, *signals):
@@ -63,7 +81,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor) -> Ten
     return run(_Linear, *autocast(x, weight, bias), omega)
 
 
-class _Convolution(Function):
+class _Convolution(Backward):
     generate_vmap_rule = True
 
     @staticmethod
@@ -99,7 +117,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor, *
     return run(_Convolution, *autocast(x, weight, bias), omega, *geometry)
 
 
-class _Gain(Function):
+class _Gain(Backward):
     generate_vmap_rule = True
 
     @staticmethod
@@ -124,7 +142,7 @@ def gain(x: Tensor, weight: Tensor, omega: Tensor) -> Tensor:
     return run(_Gain, x, weight, omega)
 
 
-class _Bilinear(Function):
+class _Bilinear(Backward):
     @staticmethod
     def forward(x, weight, omega, function):
         return function(x, weight)
@@ -150,7 +168,7 @@ def bilinear(x: Tensor, weight: Tensor, omega: Tensor, function: Callable[[Tenso
     return run(_Bilinear, *autocast(x, weight), omega, function)
 
 
-class _Difference(Function):
+class _Difference(Backward):
     @staticmethod
     def forward(x, activation, beta):
         return activation.forward(x)[0]
@@ -174,7 +192,7 @@ def difference(x: Tensor, activation, beta: float) -> Tensor:
     return run(_Difference, x, activation, beta)
 
 
-class _Error(Function):
+class _Error(Backward):
     @staticmethod
     def forward(y, link):
         return y.view_as(y)
@@ -186,7 +204,9 @@ class _Error(Function):
     @staticmethod
     def backward(ctx, *signals):
         (e,) = signals
-        ctx.link.error = e.detach()
+        link = ctx.link
+        link.error = e.detach()
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: setattr(link, "error", None))  # when the pass ends
         return e, None
 
 
@@ -195,7 +215,7 @@ def error(y: Tensor, link) -> Tensor:
     return run(_Error, y, link)
 
 
-class _Direct(Function):
+class _Direct(Backward):
     @staticmethod
     def forward(y, x, omega, link):
         return y.view_as(y)

@@ -45,6 +45,8 @@ class Feedback:
         self.report: dict[str, FeedbackReport] = {}
         self.steps = 0
         self._followed: list[tracking.Step] = []
+        self._rounds = 0
+        self._weights: dict[str, tuple[int, bool]] = {}
         self._first: coverage.FirstPass | None = None
         self._broadcast: Any = None
         self._reminder: tracking.Reminder | None = None
@@ -78,7 +80,8 @@ class Feedback:
             self._calibrate()
             watched = next((s for s in self._learners() if s.theta is not None and not s.frozen), None)
             if watched is not None and (self._tracks or not isinstance(solver, Fixed)):
-                self._reminder = tracking.Reminder(model, watched.module, watched.layout.weight, self._link)
+                where = model if is_paired(model) else watched.module
+                self._reminder = tracking.Reminder(where, watched.module, watched.layout.weight, self._link)
         except BaseException:
             self.detach()
             raise
@@ -139,6 +142,9 @@ class Feedback:
         """
         self.steps += 1
         self._forget_reminder()
+        moved = any(site.theta is not None and site.theta.grad is not None for site in self.sites)
+        if self._first is not None and not self._first.done and moved:
+            self._first.missed()
         if self._link.stale and not isinstance(self.solver, Fixed):
             for memory in self._memory.values():
                 memory.wait, memory.mismatch = 0, math.inf
@@ -147,6 +153,10 @@ class Feedback:
         for site in self._learners():
             redraw(site, self.rule, self.seed, self.steps)
             memory = self._memory[site.name]
+            weight = id(site.theta), site.theta is None
+            if self._weights.setdefault(site.name, weight) != weight:  # another weight, or one that something computes now
+                self._weights[site.name] = weight
+                memory.wait = memory.interval = 0
             settled = site.frozen and memory.mismatch <= getattr(self.solver, "tolerance", -1)
             if settled or not memory.due():
                 continue
@@ -182,6 +192,11 @@ class Feedback:
         if any(step.optimizer is inner for step in self._followed):
             return optimizer
         pairs = list(self._pairs())
+        if pairs and isinstance(inner, torch.optim.LBFGS):
+            raise ValueError(
+                "L-BFGS steps along one direction of all its parameters, in which ω would count twice; take a solver "
+                "that does not track, such as PredictiveSolver(tracking=False)."
+            )
         count = tracking.join(inner, pairs)
         known = {id(p) for group in inner.param_groups for p in group["params"]}
         if not any(id(p) in known for p in self.model.parameters() if not self._is_omega(p)):
@@ -191,7 +206,9 @@ class Feedback:
             )
         if self.rule.tracks and count:
             tracking.warn_without_decay(inner)
-        self._followed.append(tracking.Step(inner, self._pairs, self._after, self._link.beta is not None))
+        followed = tracking.Step(inner, self._pairs, self._after, self._link.beta is not None)
+        followed.count = self._rounds
+        self._followed.append(followed)
         self._forget_reminder()
         for index, site in enumerate(self._learners()):
             memory, interval = self._memory[site.name], getattr(self.solver, "probe_every", 1)
@@ -205,9 +222,13 @@ class Feedback:
             self._reminder = None
 
     def _after(self, optimizer: Any) -> None:
-        """With several optimizers the first one's steps count."""
-        if self._followed and self._followed[0].optimizer is optimizer:
-            self.step()
+        """A step of the feedback for every round of the optimizers: each that goes ahead of all begins a new one."""
+        for followed in self._followed:
+            if followed.optimizer is optimizer:
+                followed.count += 1
+                if followed.count > self._rounds:
+                    self._rounds = followed.count
+                    self.step()
 
     @contextmanager
     def exact(self) -> Iterator[None]:

@@ -54,15 +54,41 @@ def take(
             raise ValueError(
                 f"'{name}' ({type(module).__name__}) has no shape yet; run one batch through the model before attach."
             )
+        if any(p.is_complex() for p in module.parameters()):
+            raise ValueError(
+                f"'{name}' ({type(module).__name__}) has complex weights, which feedback does not serve; skip it."
+            )
         module.__class__ = attached_class(type(module), kind)
         attached: Any = module
         attached._feedback = link
         taken[name] = attached
+    if before is None:
+        link.left_out = tuple(left_out)
+        refuse_idle(model, taken, skip, beta)
     if not any(KINDS[m._feedback_kind].layouts(m, rule.direct) for m in taken.values()):
         for module in taken.values():
             release(module, is_paired(model))
         return link, {}, left_out
     return link, taken, left_out
+
+
+def refuse_idle(model: nn.Module, taken: Mapping[str, Attached], skip: str | None, beta: float | None) -> None:
+    """Refuse settings that would change nothing.
+
+    Raises:
+        ValueError: ``skip`` matches no module, or there is no activation for ``beta``.
+
+    """
+    kinds = {module._feedback_kind for module in taken.values()}
+    idle = []
+    if skip is not None and not any(re.search(skip, name) for name, _ in model.named_modules()):
+        idle.append(f"skip={skip!r} matches no module")
+    if beta is not None and "activation" not in kinds:
+        idle.append(f"beta={beta} finds no activation that is a module")
+    if idle:
+        for module in taken.values():
+            release(module, is_paired(model))
+        raise ValueError(f"{' and '.join(idle)} of {type(model).__name__}; leave it out.")
 
 
 def look(

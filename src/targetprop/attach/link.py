@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from targetprop.attach import function
+from targetprop.attach.function import transformed
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
 
@@ -26,6 +28,7 @@ class Link:
         stale: weights were loaded without their ω, so every map must be probed.
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
+        left_out: names of modules that the user left alone.
         handle: a weak reference to the model's ``Feedback``, while there is one; copies of the model have none.
 
     """
@@ -35,6 +38,7 @@ class Link:
     exact: bool = False
     stale: bool = False
     beta: float | None = None
+    left_out: tuple[str, ...] = ()
     error: Tensor | None = field(default=None, repr=False)
     handle: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
 
@@ -77,6 +81,8 @@ class Attached(nn.Module):
         rule = self._feedback.rule
         if not rule.own_feedback:
             return rule.sent(weight, weight)
+        if omega is None and transformed():  # torch.func hides whether the input needs a gradient; the examples said not
+            return weight
         if omega is None:
             raise RuntimeError(
                 f"{self._get_name()} has no feedback weights, because its input needed no gradient in the example inputs, but "
@@ -95,7 +101,25 @@ class Attached(nn.Module):
 
     def _passes(self, x: Tensor) -> bool:
         """Whether this call is the plain module's: nothing is sent back, or backpropagation is asked for."""
-        return self._feedback.exact or not (torch.is_grad_enabled() and x.requires_grad)
+        if self._feedback.exact or not torch.is_grad_enabled():
+            return True
+        refuse_export()
+        return not (x.requires_grad or transformed())
+
+
+def refuse_export() -> None:
+    """A traced graph would hold backpropagation in place of the feedback.
+
+    Raises:
+        RuntimeError: ``torch.export`` or ``make_fx`` traces a pass with gradients.
+
+    """
+    exporting = getattr(torch.compiler, "is_exporting", lambda: False)()
+    if exporting or (not torch.compiler.is_compiling() and get_proxy_mode() is not None):
+        raise RuntimeError(
+            "an exported graph keeps no feedback and would backpropagate; export under torch.no_grad() or within "
+            "feedback.exact(), or give the model back by feedback.detach() first."
+        )
 
 
 def links_of(model: nn.Module) -> list[Link]:
@@ -119,6 +143,9 @@ def backpropagating(model: nn.Module) -> Iterator[None]:
 
 class Broadcast:
     """A forward hook of the last map: its output's error is kept for all maps before it."""
+
+    harmless = True
+    """To explicit passes, which never call it."""
 
     def __init__(self, link: Link):
         """For the modules that share ``link``."""

@@ -101,6 +101,7 @@ class Step:
     def __init__(self, optimizer: Optimizer, pairs: Pairs, after: Callable[[Optimizer], None], finite: bool):
         """Follow ``optimizer``; ``finite``: a finite nudge, which no gradient scaler may blow up."""
         self.optimizer, self.pairs, self.after, self.finite = optimizer, pairs, after, finite
+        self.count = 0
         self.handles = [
             optimizer.register_step_pre_hook(self.begin),
             optimizer.register_step_post_hook(self.end),
@@ -137,10 +138,10 @@ class Step:
 class Reminder:
     """A hook that says once that weights move while ω does not: neither ``follow`` nor ``step`` was called."""
 
-    def __init__(self, model: nn.Module, module: nn.Module, name: str, link: Link):
-        """Watch the weight ``name`` of ``module`` before each training pass of ``model``."""
+    def __init__(self, where: nn.Module, module: nn.Module, name: str, link: Link):
+        """Watch the weight ``name`` of ``module`` before each training pass of ``where``."""
         self.module, self.name, self.link, self.seen = module, name, link, None
-        self.handle = model.register_forward_pre_hook(self.look)
+        self.handle = where.register_forward_pre_hook(self.look)
 
     def look(self, model: nn.Module, args: tuple) -> None:
         """Compare how often the weight has been written."""

@@ -195,6 +195,8 @@ def hooked(module: nn.Module) -> str | None:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     for kind in kinds:
         for hook in getattr(module, kind).values():
+            if getattr(hook, "harmless", False):  # of attach: it looks and changes nothing
+                continue
             return f"the hook {getattr(hook, '__name__', type(hook).__name__)}"
     if hasattr(module, "parametrizations"):
         return "a parametrised weight"

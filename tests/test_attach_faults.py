@@ -1,0 +1,228 @@
+"""Ways of running an attached model that once fell back on θᵀ, or forgot its feedback, without a word."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import targetprop as tp
+from targetprop.attach import NotCovered
+
+X, Y = torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def wrong():
+    """A model whose ω are random, and its gradient of the first weight as a plain pass finds it."""
+    model = build()
+    feedback = tp.attach(model)
+    with torch.no_grad():
+        for site in feedback.sites:
+            site.omega.normal_()
+    F.cross_entropy(model(X), Y).backward()
+    own = model[0].weight.grad.clone()
+    model.zero_grad()
+    return model, feedback, own
+
+
+def stacked(model):
+    states, _ = torch.func.stack_module_state([model])
+    base = copy.deepcopy(model).to("meta")
+    run = torch.func.vmap(lambda state, x: torch.func.functional_call(base, state, (x,)), (0, None))
+    loss = F.cross_entropy(run(states, X)[0], Y)
+    return torch.autograd.grad(loss, states["0.weight"])[0][0]
+
+
+def vmapped(model):
+    F.cross_entropy(torch.func.vmap(model)(X), Y).backward()
+    return model[0].weight.grad
+
+
+def functional(model):
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(p):
+        return F.cross_entropy(torch.func.vmap(lambda x: torch.func.functional_call(model, p, (x,)))(X), Y)
+
+    return torch.func.grad(loss)(parameters)["0.weight"]
+
+
+@pytest.mark.parametrize("way", [vmapped, functional, stacked])
+def test_transforms_of_torch_func_carry_through_omega(way):
+    model, _, own = wrong()
+    torch.testing.assert_close(way(model), own)
+
+
+def test_forward_mode_is_refused():
+    model, _, _ = wrong()
+    with pytest.raises(RuntimeError, match=r"within feedback\.exact"):
+        torch.func.jvp(model, (X,), (X,))
+
+
+@pytest.mark.parametrize("trace", [lambda m: torch.export.export(m, (X,)), lambda m: make_fx(m)(X)], ids=["export", "make_fx"])
+def test_exports_that_would_backpropagate_are_refused(trace):
+    model, feedback, _ = wrong()
+    with pytest.raises(Exception, match="an exported graph keeps no feedback"):
+        trace(model)
+    with feedback.exact():
+        trace(model)
+
+
+@pytest.mark.parametrize("settings", [dict(solver=tp.feedback.PredictiveSolver(tracking=False)), dict(rule="weight_mirror")])
+def test_a_second_optimizer_drives_probes_as_the_first_did(settings):
+    model = build()
+    feedback = tp.attach(model, **settings)
+    for stage in range(2):
+        optimizer = feedback.follow(torch.optim.Adam(model.parameters(), 0.01))
+        for _ in range(5):
+            F.cross_entropy(model(X), Y).backward()
+            optimizer.step()
+        assert feedback.steps == 5 * (stage + 1)
+
+
+def test_two_optimizers_in_turn_make_one_step_a_round():
+    model = build()
+    feedback = tp.attach(model)
+    first, second = (feedback.follow(torch.optim.SGD(model[i].parameters(), 0.01)) for i in (0, 2))
+    for _ in range(4):
+        F.cross_entropy(model(X), Y).backward()
+        first.step()
+        second.step()
+    assert feedback.steps == 4
+
+
+@pytest.mark.parametrize("change", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_weight_that_something_computes_from_now_on_is_probed_soon(change):
+    model = build()
+    feedback = tp.attach(model)
+    optimizer = feedback.follow(torch.optim.Adam(model.parameters(), 0.01))
+    for step in range(120):
+        if step == 100:
+            change(model[2])
+        optimizer.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+    assert feedback.mismatch()["2"] < 0.05
+
+
+class Product(nn.Module):
+    def __init__(self, op):
+        super().__init__()
+        self.a, self.c, self.op = nn.Linear(6, 8), nn.Linear(8, 3), op
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.op(torch.tanh(self.a(x)), self.weight)))
+
+
+MASK = torch.tril(torch.ones(8, 8, dtype=torch.float64))
+PRODUCTS = {
+    "mask": lambda h, w: F.linear(h, w * MASK),
+    "identity": lambda h, w: h @ (torch.eye(8, dtype=w.dtype) + w),
+    "where": lambda h, w: h @ torch.where(MASK > 0, w, 0 * MASK),
+    "linalg.matmul": torch.linalg.matmul,
+    "linalg.multi_dot": lambda h, w: torch.linalg.multi_dot([h, w, w]),
+    "linalg.solve": lambda h, w: torch.linalg.solve(w, h.T).T,
+    "cdist": torch.cdist,
+    "vmap": lambda h, w: torch.func.vmap(lambda v: v @ w)(h),
+}
+
+
+@pytest.mark.parametrize("op", PRODUCTS)
+def test_products_outside_maps_are_named(op):
+    with pytest.raises(NotCovered, match="'weight' is multiplied by"):
+        tp.attach(Product(PRODUCTS[op]).double(), X, strict=True)
+
+
+def test_only_leaves_the_watch_on():
+    model = nn.Sequential(Product(torch.matmul).double())
+    with pytest.raises(NotCovered, match=r"'0\.weight'"):
+        tp.attach(model, X, only="0", strict=True)
+
+
+def test_a_model_whose_own_forward_never_runs_is_told_of():
+    model = build()
+    optimizer = tp.attach(model, strict=True).follow(torch.optim.SGD(model.parameters(), 0.1))
+    x = X
+    for part in model:
+        x = part(x)
+    x.sum().backward()
+    with pytest.raises(NotCovered, match="never ran eagerly"):
+        optimizer.step()
+
+
+def test_lbfgs_is_refused_with_tracking_only():
+    model = build()
+    with pytest.raises(ValueError, match="L-BFGS steps along one direction"):
+        tp.attach(model).follow(torch.optim.LBFGS(model.parameters()))
+    losses = []
+    for attached in (False, True):
+        model = build()
+        optimizer = torch.optim.LBFGS(model.parameters(), 0.1, max_iter=4)
+        if attached:
+            tp.attach(model, solver=tp.feedback.PredictiveSolver(1e-12, tracking=False)).follow(optimizer)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(X), Y)
+            loss.backward()
+            return loss
+
+        losses.append([optimizer.step(closure).item() for _ in range(2)])
+    assert losses[0][0] == pytest.approx(losses[1][0])
+
+
+def test_direct_feedback_forgets_the_error_when_its_pass_ends():
+    model = build()
+    tp.attach(model, X, rule="direct_feedback_alignment")
+    inner = model[:4](X)
+    F.cross_entropy(model(X), Y).backward()
+    with pytest.raises(RuntimeError, match="does not depend on the last map"):
+        inner.square().sum().backward()
+
+
+def test_what_would_change_nothing_is_refused():
+    model = build()
+    with pytest.raises(ValueError, match="skip='typo' matches no module"):
+        tp.attach(model, skip="typo")
+    with pytest.raises(ValueError, match=r"beta=0\.1 finds no activation"):
+        tp.attach(nn.Linear(3, 2), beta=0.1)
+    tp.attach(model)
+    with pytest.raises(ValueError, match=r"attached already.*beta=0\.1"):
+        tp.attach(model, beta=0.1)
+    with pytest.raises(ValueError, match=r"a part of the model is attached already but '1' \(Linear\) is not"):
+        tp.attach(nn.Sequential(model, nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match="complex weights"):
+        tp.attach(nn.Sequential(nn.Linear(3, 2, dtype=torch.complex128)))
+
+
+def test_paired_networks_that_ran_direct_feedback_are_copied_and_algorithms_pickled():
+    net = tp.pair(build())
+    algo = tp.algorithms.DirectFeedbackAlignment(net)
+    algo.backward(X, Y)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(other(X), net(X))
+
+
+def test_the_reminder_needs_no_forward_of_the_whole_model():
+    model = build()
+    tp.attach(model, X)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            x = X
+            for part in model:
+                x = part(x)
+            x.sum().backward()
+            optimizer.step()
+    assert any("feedback learns nothing" in " ".join(str(t.message).split()) for t in told)
