@@ -64,7 +64,7 @@ def test_transforms_of_torch_func_carry_through_omega(way):
 
 def test_forward_mode_is_refused():
     model, _, _ = wrong()
-    with pytest.raises(RuntimeError, match=r"within feedback\.exact"):
+    with pytest.raises(RuntimeError, match="forward mode AD"):
         torch.func.jvp(model, (X,), (X,))
 
 

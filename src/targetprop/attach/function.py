@@ -40,19 +40,7 @@ def transformed() -> bool:
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
 
 
-class Backward(Function):
-    """What all autograd functions here are: they carry a signal back, and have no forward-mode derivative."""
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        """Refuse."""
-        raise RuntimeError(
-            "attached maps carry signals backward only; take forward-mode derivatives (jvp, jacfwd, dual tensors) within "
-            "feedback.exact()."
-        )
-
-
-class _Linear(Backward):
+class _Linear(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -81,7 +69,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor) -> Ten
     return run(_Linear, *autocast(x, weight, bias), omega)
 
 
-class _Convolution(Backward):
+class _Convolution(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -117,7 +105,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor, *
     return run(_Convolution, *autocast(x, weight, bias), omega, *geometry)
 
 
-class _Gain(Backward):
+class _Gain(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -142,7 +130,7 @@ def gain(x: Tensor, weight: Tensor, omega: Tensor) -> Tensor:
     return run(_Gain, x, weight, omega)
 
 
-class _Bilinear(Backward):
+class _Bilinear(Function):
     @staticmethod
     def forward(x, weight, omega, function):
         return function(x, weight)
@@ -168,7 +156,7 @@ def bilinear(x: Tensor, weight: Tensor, omega: Tensor, function: Callable[[Tenso
     return run(_Bilinear, *autocast(x, weight), omega, function)
 
 
-class _Difference(Backward):
+class _Difference(Function):
     @staticmethod
     def forward(x, activation, beta):
         return activation.forward(x)[0]
@@ -192,7 +180,7 @@ def difference(x: Tensor, activation, beta: float) -> Tensor:
     return run(_Difference, x, activation, beta)
 
 
-class _Error(Backward):
+class _Error(Function):
     @staticmethod
     def forward(y, link):
         return y.view_as(y)
@@ -215,7 +203,7 @@ def error(y: Tensor, link) -> Tensor:
     return run(_Error, y, link)
 
 
-class _Direct(Backward):
+class _Direct(Function):
     @staticmethod
     def forward(y, x, omega, link):
         return y.view_as(y)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from targetprop.attach import function
 from targetprop.attach.function import transformed
@@ -107,6 +106,9 @@ class Attached(nn.Module):
         return not (x.requires_grad or transformed())
 
 
+PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
 def refuse_export() -> None:
     """A traced graph would hold backpropagation in place of the feedback.
 
@@ -115,7 +117,7 @@ def refuse_export() -> None:
 
     """
     exporting = getattr(torch.compiler, "is_exporting", lambda: False)()
-    if exporting or (not torch.compiler.is_compiling() and get_proxy_mode() is not None):
+    if exporting or (not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(PROXY) is not None):
         raise RuntimeError(
             "an exported graph keeps no feedback and would backpropagate; export under torch.no_grad() or within "
             "feedback.exact(), or give the model back by feedback.detach() first."

@@ -76,7 +76,8 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
                 expected = str(error).split("Expected ")[-1].split(". Got")[0].replace("\n", " ").strip()
                 raise ConfigError(f"{key}={value} has the wrong type; expected {expected}.") from error
         raise
-    config = Config(**vars(parser.instantiate(parsed)))
+    made = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its older name
+    config = Config(**vars(made(parsed)))
     network = dataclasses.replace(config.network, options={**config.network.options, **options})
     config = dataclasses.replace(config, network=network)
     check(config)
