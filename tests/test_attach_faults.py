@@ -211,6 +211,19 @@ def test_paired_networks_that_ran_direct_feedback_are_copied_and_algorithms_pick
     algo.backward(X, Y)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         torch.testing.assert_close(other(X), net(X))
+    plain = tp.algorithms.FeedbackAlignment(tp.pair(build()))
+    plain.backward(X, Y)
+    other = pickle.loads(pickle.dumps(plain))
+    torch.testing.assert_close(other.net(X), plain.net(X))
+
+
+@pytest.mark.parametrize("refused", [dict(skip="typo"), dict(beta=0.1), dict()], ids=["skip", "beta", "complex"])
+def test_what_is_refused_leaves_the_model_as_it_was(refused):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2, dtype=torch.float32 if refused else torch.complex64))
+    with pytest.raises(ValueError, match=r"matches no module|finds no activation|complex weights"):
+        tp.attach(model, **refused)
+    assert [type(module) for module in model] == [nn.Linear, nn.Linear]
+    assert not any("feedback" in name for name in model.state_dict())
 
 
 def test_the_reminder_needs_no_forward_of_the_whole_model():

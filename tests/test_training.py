@@ -433,6 +433,11 @@ def test_a_setting_that_would_change_nothing_is_refused(preset, key, value, why)
         config.load(preset, [("data.augment", "none"), ("data.padding", "4"), (key, str(value))])
 
 
+def test_a_solver_section_of_an_algorithm_without_a_solver_is_refused():
+    with pytest.raises(config.ConfigError, match=r"predictive\.tolerance=0.5 would change nothing with algorithm 'fixed"):
+        config.build([("algorithm.name", "fixed_weight_dtp"), ("predictive.tolerance", "0.5")])
+
+
 @pytest.mark.parametrize("name", config.presets())
 def test_every_preset_uses_all_that_it_sets(name):
     assert config.load(name) == config.build(list(config.flat(config.load(name).to_dict())))

@@ -95,7 +95,8 @@ class Attached(Algorithm):
 
     def attach(self, *example_inputs: Any) -> None:
         """Attach the module, whose feedback then learns in the steps of the optimizers that are followed."""
-        self.feedback = attach(self.net, *example_inputs, rule=self.rule or "symmetric", **self.settings)
+        rule: Any = self.rule
+        self.feedback = attach(self.net, *example_inputs, rule=rule, **self.settings)
         for optimizer in self._followed:
             self.feedback.follow(optimizer)
         if self._pending:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from targetprop.attach import coverage, tracking
 from targetprop.attach.growth import grow
-from targetprop.attach.install import Gains, is_paired, look, release, sites_of, take
+from targetprop.attach.install import Gains, give_back, is_paired, look, sites_of, take
 from targetprop.attach.learning import calibrate, probe, redraw
 from targetprop.attach.link import Broadcast, links_of
 from targetprop.attach.sites import Site
@@ -142,9 +142,9 @@ class Feedback:
         """
         self.steps += 1
         self._forget_reminder()
-        moved = any(site.theta is not None and site.theta.grad is not None for site in self.sites)
-        if self._first is not None and not self._first.done and moved:
-            self._first.missed()
+        first = self._first
+        if first and not first.done and any(site.theta is not None and site.theta.grad is not None for site in self.sites):
+            first.missed()  # though a pass was made
         if self._link.stale and not isinstance(self.solver, Fixed):
             for memory in self._memory.values():
                 memory.wait, memory.mismatch = 0, math.inf
@@ -279,8 +279,7 @@ class Feedback:
         for handle in (self._first, self._broadcast, self._reminder):
             if handle is not None:
                 handle.remove()
-        for module in self._modules.values():
-            release(module, is_paired(self.model))
+        give_back(self.model, self._modules)
         if self._ignored_before:
             self._ignore(self._ignored_before)
         elif hasattr(self.model, "_ddp_params_and_buffers_to_ignore"):

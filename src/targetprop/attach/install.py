@@ -25,51 +25,65 @@ Gains = Literal["exact", "learned"]
 def take(
     model: nn.Module, rule: Rule, only: str | None, skip: str | None, gains: Gains, beta: float | None
 ) -> tuple[Link, dict[str, Attached], list[str]]:
-    """Make a model's maps attached modules.
+    """Make a model's maps attached modules; where something is refused, or nothing found, the model is as it was.
 
     Returns:
         their link, the modules by name, and the names of those that the user left out.
 
     """
-    taken, left_out = {}, []
     before = next(iter(links_of(model)), None)
-    link = before or Link(rule, rule.direct, beta=beta)
-    for name, module in model.named_modules():
-        kind = kind_of(module)
-        if before is not None:
-            if isinstance(module, Attached):
-                module._feedback = link
-                taken[name] = module
-            continue
-        chosen = (only is None or re.search(only, name)) and not (skip is not None and re.search(skip, name))
-        if not chosen:
-            left_out.append(name)
-            continue
-        if kind is None or (kind.name == "norm" and gains == "exact") or (kind.name == "activation" and beta is None):
-            continue
-        if kind.name == "norm" and getattr(module, "weight", None) is None:
-            continue
-        lazy = [key for key, p in module.named_parameters(recurse=False) if isinstance(p, UninitializedParameter)]
-        if lazy:
-            raise ValueError(
-                f"'{name}' ({type(module).__name__}) has no shape yet; run one batch through the model before attach."
-            )
-        if any(p.is_complex() for p in module.parameters()):
-            raise ValueError(
-                f"'{name}' ({type(module).__name__}) has complex weights, which feedback does not serve; skip it."
-            )
-        module.__class__ = attached_class(type(module), kind)
-        attached: Any = module
-        attached._feedback = link
-        taken[name] = attached
-    if before is None:
+    if before is not None:
+        taken = {name: module for name, module in model.named_modules() if isinstance(module, Attached)}
+        for module in taken.values():
+            module._feedback = before
+        return before, taken, []
+    link, taken, left_out = Link(rule, rule.direct, beta=beta), {}, []
+    try:
+        for name, module in model.named_modules():
+            if (only is not None and not re.search(only, name)) or (skip is not None and re.search(skip, name)):
+                left_out.append(name)
+                continue
+            kind = kind_of(module)
+            if kind is None or (kind.name == "norm" and gains == "exact") or (kind.name == "activation" and beta is None):
+                continue
+            if kind.name == "norm" and getattr(module, "weight", None) is None:
+                continue
+            refuse_weights(name, module)
+            module.__class__ = attached_class(type(module), kind)
+            attached: Any = module
+            attached._feedback = link
+            taken[name] = attached
         link.left_out = tuple(left_out)
         refuse_idle(model, taken, skip, beta)
+    except ValueError:
+        give_back(model, taken)
+        raise
     if not any(KINDS[m._feedback_kind].layouts(m, rule.direct) for m in taken.values()):
-        for module in taken.values():
-            release(module, is_paired(model))
-        return link, {}, left_out
+        give_back(model, taken)
+        taken = {}
     return link, taken, left_out
+
+
+def give_back(model: nn.Module, taken: Mapping[str, Attached]) -> None:
+    """Release all modules of ``model`` that were taken."""
+    for module in taken.values():
+        release(module, is_paired(model))
+
+
+def refuse_weights(name: str, module: nn.Module) -> None:
+    """Refuse weights that feedback cannot be like.
+
+    Raises:
+        ValueError: they have no shape yet, or are complex.
+
+    """
+    own = list(module.parameters())
+    if any(isinstance(p, UninitializedParameter) for p in own):
+        raise ValueError(
+            f"'{name}' ({type(module).__name__}) has no shape yet; run one batch through the model before attach."
+        )
+    if any(p.is_complex() for p in own):
+        raise ValueError(f"'{name}' ({type(module).__name__}) has complex weights, which feedback does not serve; skip it.")
 
 
 def refuse_idle(model: nn.Module, taken: Mapping[str, Attached], skip: str | None, beta: float | None) -> None:
@@ -86,8 +100,6 @@ def refuse_idle(model: nn.Module, taken: Mapping[str, Attached], skip: str | Non
     if beta is not None and "activation" not in kinds:
         idle.append(f"beta={beta} finds no activation that is a module")
     if idle:
-        for module in taken.values():
-            release(module, is_paired(model))
         raise ValueError(f"{' and '.join(idle)} of {type(model).__name__}; leave it out.")
 
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from targetprop import data
-from targetprop.algorithms import ALGORITHMS, LDRL, Algorithm, Attached
+from targetprop.algorithms import ALGORITHMS, LDRL, Algorithm
 from targetprop.algorithms.ldrl import AttachedLDRL
 from targetprop.data import Batches, Dataset, Images
-from targetprop.feedback import SOLVERS, Fixed
+from targetprop.feedback import SOLVERS
 from targetprop.laboratory import networks
 from targetprop.laboratory.pairing import Network
 from targetprop.models import MODELS
 from targetprop.ranks import SINGLE, Group, Ranks
+from targetprop.training.check import settings_of, solver_name
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.device import layout, pick_device, prepare, weight_dtype
 from targetprop.training.session import Progress, Session
@@ -130,32 +131,22 @@ def over(own: Any, section: Any) -> Any:
 
 def build_algorithm(config: Config, net: nn.Module, example: Tensor | None = None) -> Algorithm:
     """The algorithm with its solver; ``example``: two images, by which a plain module is attached."""
-    settings = config.algorithm
-    kind = ALGORITHMS[settings.name]
-    carried: Any = (
-        kind if issubclass(kind, Attached) else AttachedLDRL if kind is LDRL and not isinstance(net, Network) else None
-    )
+    settings, kind = config.algorithm, ALGORITHMS[config.algorithm.name]
+    made: Any = AttachedLDRL if kind is LDRL and not isinstance(net, Network) else kind
     kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing, "seed": config.seed}
     kwargs |= {"variant": settings.variant, **dataclasses.asdict(config.drl)}
     if settings.beta is not None:
         kwargs["beta"] = settings.beta
-    taken = set(inspect.signature(kind).parameters)
-    names = {solver: name for name, solver in SOLVERS.items()}
-    if carried and carried.rule_type is not None:
-        own = carried.rule_type().solver()
-        taken |= {field.name for field in dataclasses.fields(carried.rule_type)}
-        solver = settings.solver or (None if isinstance(own, Fixed) else names[type(own)])
-        kwargs["example_inputs"] = () if example is None else (example,)
-        taken.add("example_inputs")
-        if solver is not None:
-            kwargs["solver"] = over(own, getattr(config, solver, None) or SOLVERS[solver]())
-    else:
-        solver = settings.solver or names.get(getattr(kind, "default_solver", None))
-        if solver is not None:
-            kwargs["solver"] = getattr(config, solver, None) or SOLVERS[solver]()
-    kwargs = {key: value for key, value in kwargs.items() if key in taken}
+    rule: Any = getattr(made, "rule_type", None)
+    solver = solver_name(config)
+    if solver is not None:
+        section = getattr(config, solver, None) or SOLVERS[solver]()
+        kwargs["solver"] = section if rule is None else over(rule().solver(), section)
+    if rule is not None and example is not None:
+        kwargs["example_inputs"] = (example,)
+    kwargs = {key: value for key, value in kwargs.items() if key in settings_of(made)}
     try:
-        return kind(net, **kwargs)
+        return made(net, **kwargs)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
 

@@ -88,11 +88,13 @@ def takes_solver(kind: type[Algorithm]) -> bool:
     return "solver" in inspect.signature(kind).parameters
 
 
-def solver_of(config: Config) -> str | None:
+def solver_name(config: Config) -> str | None:
     """The name of the solver that the algorithm runs with, whose section counts; None where there is none."""
     kind: Any = ALGORITHMS[config.algorithm.name]
     if config.algorithm.solver is not None:
         return config.algorithm.solver
+    if "solver" not in settings_of(kind):
+        return None
     if issubclass(kind, Attached):
         own = None if kind.rule_type is None else type(kind.rule_type().solver())
     else:
@@ -100,13 +102,19 @@ def solver_of(config: Config) -> str | None:
     return next((name for name, solver in SOLVERS.items() if solver is own), None)
 
 
+def settings_of(kind: type[Algorithm]) -> set[str]:
+    """The names of what an algorithm can be told, the fields of its rule among them."""
+    own = set(inspect.signature(kind.__init__).parameters)
+    if issubclass(kind, Attached) and kind.rule_type is not None:
+        own |= {entry.name for entry in fields(kind.rule_type)}
+    return own
+
+
 def idle(config: Config) -> Iterator[tuple[str, str]]:
     """(key, why) of every setting that is not its default and would change nothing."""
     kind: Any = ALGORITHMS[config.algorithm.name]
-    taken = set(inspect.signature(kind.__init__).parameters)
-    if issubclass(kind, Attached) and kind.rule_type is not None:
-        taken |= {entry.name for entry in fields(kind.rule_type)}
-    name, solver = config.algorithm.name, solver_of(config)
+    taken = settings_of(kind)
+    name, solver = config.algorithm.name, solver_name(config)
     of_solver = f"algorithm '{name}'" if solver is None else f"solver '{solver}'"
     sections = [entry.name for entry in fields(Config) if entry.name in SOLVERS]
     groups: list[tuple[str, Any, set[str], str]] = [
