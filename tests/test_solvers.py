@@ -230,3 +230,22 @@ def test_the_coupled_difference_shrinks_by_the_decay_whatever_the_corrections():
         before, state = layer.omega.clone(), {}
         solver.train(0, layer, trace, state, torch.Generator().manual_seed(0))
         torch.testing.assert_close(layer.omega - state["auxiliary"], before * 0.9**7, atol=1e-12, rtol=1e-9)
+
+
+def test_a_patch_probe_solves_only_after_the_mismatch_was_over_tolerance():
+    net = tp.networks.simple_vgg((2, 8, 8), 5, (4, 6)).double()
+    x, y = torch.randn(8, 2, 8, 8, dtype=torch.float64), torch.arange(8) % 5
+    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(tracking=False))
+    algo.backward(x, y)
+    layer = dict(zip(net.names, net.layers, strict=True))["conv_1"]
+    with torch.no_grad():
+        layer.theta.mul_(1.05)  # ‖θ − ω‖/‖θ‖ = 0.048, under the tolerance of 0.1
+    before = layer.omega.clone()
+    reports = [algo.backward(x, y).feedback["conv_1"] for _ in range(2)]
+    assert torch.equal(layer.omega, before)
+    assert all(float(report.mismatch) == pytest.approx(0.05 / 1.05, rel=0.01) for report in reports)
+    with torch.no_grad():
+        layer.theta.mul_(1.1)
+    algo.backward(x, y)  # finds it
+    algo.backward(x, y)  # mends it
+    torch.testing.assert_close(layer.omega, layer.theta.reshape(layer.omega.shape))

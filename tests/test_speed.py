@@ -276,4 +276,6 @@ def test_sweep_runs_every_seed_and_goes_on_where_it_was(tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, "--optimizer.lr", "0.2"]) == 2
     assert "optimizer.lr" in capsys.readouterr().err
-    assert main([*words[:1], "digits-backprop", "--seeds", "0"]) == 2
+    refused = tmp_path / "refused"
+    assert main([*words[:1], "digits-backprop", "--seeds", "0", "--out", str(refused)]) == 2
+    assert not refused.exists()

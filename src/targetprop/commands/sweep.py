@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from rich.table import Table
 
@@ -23,8 +24,8 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Train presets over several seeds, or go on with that; then print and write the table."""
     deadline = time.monotonic() + 60 * args.minutes
+    found = sweep.cells(args.presets, args.seeds, [*overrides(words), *data_dir(args)], Path(args.out))
     folder = writable(args.out)
-    found = sweep.cells(args.presets, args.seeds, [*overrides(words), *data_dir(args)], folder)
     for cell in found:
         sweep.run_cell(cell, lambda session: follow(session, deadline))
     table = Table(*sweep.HEADINGS)

@@ -52,16 +52,22 @@ def unreduced(layer: Layer) -> LinearMap:
     return layer.map.inner if isinstance(layer.map, Reduced) else layer.map
 
 
-def patch_correction(layer: Layer, omega: Tensor, state: State, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Δω that makes A_ω answer as A_θ does, and the mismatch before it, by a patch probe of a convolution or a dense map.
+def patch_probe(layer: Layer, omega: Tensor, state: State, generator: Generator) -> tuple[Patch, int]:
+    """A convolution or a dense map beside ω as a patch, and the seed of its next probe, numbered by ``state["probes"]``.
 
-    It is the same on all peers, whatever part of the batch is theirs. Its noise is numbered by ``state["probes"]``.
+    Both are the same on all peers, whatever part of the batch is theirs.
     """
     state["probes"] = state.get("probes", 0) + 1
     linear = unreduced(layer)
     groups = linear.groups if isinstance(linear, Conv2dMap) else 1
     theta, omega = (w.detach().reshape(groups, len(w) // groups, -1) for w in (layer.theta, omega))
-    step, mismatch = Patch(theta, omega).difference(mixed(generator.initial_seed(), state["probes"]))
+    return Patch(theta, omega), mixed(generator.initial_seed(), state["probes"])
+
+
+def patch_correction(layer: Layer, omega: Tensor, state: State, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Δω that makes A_ω answer as A_θ does, and the mismatch before it, by a patch probe of a convolution or a dense map."""
+    probe, seed = patch_probe(layer, omega, state, generator)
+    step, mismatch = probe.difference(seed)
     return step.reshape(layer.theta.shape), mismatch
 
 
@@ -71,8 +77,9 @@ class PredictiveSolver:
 
     The noise of the step vanishes at the optimum, so ω follows θ without a window of memory. A probe of a convolution or of a
     dense map is exact (``targetprop.feedback.patches``). Other maps take as many samples of noise as give ``oversampling``
-    positions per weight of a unit. The first batch is iterated until ``tolerance`` is met. Later a layer makes as many
-    iterations as its last mismatch asks for; that number was read from the device between batches, so no step waits for it.
+    positions per weight of a unit. The first batch is iterated until ``tolerance`` is met. Later a patch probe
+    measures the mismatch from a few samples and solves in the batch after it was over ``tolerance``; another map makes as many
+    iterations as its last mismatch asks for. Mismatches are read from the device between batches, so no step waits for them.
 
     With ``tracking`` the algorithm gives ω and θ the same local increments through the user's optimizer (Kolen–Pollack;
     Akrout et al. 2019): the mismatch that probes have removed stays removed, and probes are needed every ``probe_every``
@@ -166,6 +173,9 @@ class PredictiveSolver:
             return FeedbackReport(0, mismatch=torch.tensor(state["mismatch"]))
         interval = min(2 * state["interval"], self.probe_every_at_most) if under else self.probe_every
         state.update(interval=interval, wait=interval)
+        if patch and under:  # a few samples tell whether to solve in the next batch
+            probe, seed = patch_probe(layer, layer.omega, state, generator)
+            return FeedbackReport(1, mismatch=probe.mismatch(seed))
         count = self.needed(state["mismatch"], contraction)
         return FeedbackReport(count, mismatch=iterate(count)[0])
 

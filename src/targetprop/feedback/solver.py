@@ -23,7 +23,7 @@ class FeedbackReport:
     """What a solver did to one layer on one batch.
 
     Attributes:
-        iterations: how many updates of ω.
+        iterations: how many probes, each an update of ω or a measurement that it needs none.
         loss: the feedback loss before the last update, where the solver has one.
         mismatch: ‖A_ω − A_θ‖_F/‖A_θ‖_F as the last probe found it before correcting, where the solver measures it.
 
