@@ -77,8 +77,8 @@ class PredictiveSolver:
 
     The noise of the step vanishes at the optimum, so ω follows θ without a window of memory. A probe of a convolution or of a
     dense map is exact (``targetprop.feedback.patches``). Other maps take as many samples of noise as give ``oversampling``
-    positions per weight of a unit. The first batch is iterated until ``tolerance`` is met. Later a patch probe
-    measures the mismatch from a few samples and solves in the batch after it was over ``tolerance``; another map makes as many
+    positions per weight of a unit. The first batch is iterated until ``tolerance`` is met. Later a patch probe measures the
+    mismatch from a few samples and solves in the batch after one that was over ``tolerance``; another map makes as many
     iterations as its last mismatch asks for. Mismatches are read from the device between batches, so no step waits for them.
 
     With ``tracking`` the algorithm gives ω and θ the same local increments through the user's optimizer (Kolen–Pollack;
