@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import targetprop as tp
-from targetprop.feedback.predictive import correction
-from targetprop.feedback.solver import noise_like, taps
+from targetprop.feedback.solver import noise_like, probe_of
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -50,14 +49,8 @@ def test_noise(benchmark, second_block):
     benchmark(noise_like, trace.input, torch.Generator().manual_seed(0))
 
 
-def test_probe(benchmark, second_block):
-    """One iteration of the predictive solver at its default number of samples."""
+@pytest.mark.parametrize("what", ["mismatch", "difference"])
+def test_probe(benchmark, second_block, what):
+    """What a probe measures, and what it solves for."""
     layer, trace, _ = second_block
-    use, generator = taps(layer, trace.input), torch.Generator().manual_seed(0)
-    samples = -(-2 * round(use.fan_in) // use.positions)
-
-    def probe():
-        e = noise_like(trace.input, generator, samples)
-        return correction(layer, layer.omega, use, e, layer.respond(e))
-
-    benchmark(probe)
+    benchmark(getattr(probe_of(layer, trace), what), 0)

@@ -67,8 +67,7 @@ SETTINGS = {
     "sgd": dict(iterations=2, lr=1e-3),
     "reconstruction": dict(iterations=2),
     "adam": dict(samples=2),
-    "correlation": dict(iterations=2),
-    "predictive": dict(max_iterations=2, first_iterations=3),
+    "correlation": dict(iterations=2, first_iterations=2),
     "coupled": dict(iterations=2, first_iterations=3),
 }
 CASES = {name: lambda net, make=kind, **k: make(net, **k) for name, kind in ALGORITHMS.items()} | {

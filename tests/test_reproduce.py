@@ -90,7 +90,8 @@ def test_theory_holds_on_digits():
     assert abs(mirror["slope"]) < 0.05
     assert mirror["errors"][0] > 0.05
     falls = theory.mismatch(settings, None, 0)
-    assert falls["predictive"][:10] == pytest.approx(falls["predicted"][:10], rel=0.5)
+    assert falls["predictive"][0] < 1e-12
+    assert falls["correlation"] == pytest.approx(falls["predicted"], rel=0.3)
 
 
 def test_layer_training_resumes_bit_for_bit(tmp_path):
@@ -141,8 +142,6 @@ def test_the_predictive_solver_is_exact_on_the_output_layer_at_once():
     found = figure_4_2.curve(figure_4_2.WAYS["L-DRL, predictive"], 123, settings, None)
     assert found["angle"][0] > 60
     assert found["angle"][1] < 0.1
-    some = figure_4_2.curve(figure_4_2.WAYS["L-DRL, predictive, 256 samples"], 123, settings, None)
-    assert some["distance"][20] == pytest.approx(some["distance"][0] * (512 / 768) ** 10, rel=0.4)
 
 
 def test_the_updates_reach_what_the_transpose_leaves_at_the_counted_cost():
@@ -151,7 +150,7 @@ def test_the_updates_reach_what_the_transpose_leaves_at_the_counted_cost():
     assert min(found["angle"][0][:3]) > 60
     assert found["angle"][-1] == pytest.approx(found["limit"], abs=0.1)
     assert max(found["limit"]) < 10
-    assert found["iteration"][-1] == 40
+    assert found["iteration"][-1] == 10
     paper = figure_4_3_curves.curve(
         figure_4_3_curves.WAYS["paper's solver"], "mirror", 123, {**settings, "iterations": 2}, None
     )

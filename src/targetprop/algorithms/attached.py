@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -142,7 +141,7 @@ class Attached(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory, a copy; ω are in the module's own ``state_dict``, which is to be loaded first."""
-        return {} if self.feedback is None else {"feedback": copy.deepcopy(self.feedback.state_dict())}
+        return {} if self.feedback is None else {"feedback": self.feedback.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it.
@@ -156,7 +155,7 @@ class Attached(Algorithm):
         if self.feedback is None:
             self._pending = dict(state)
         elif state:
-            self.feedback.load_state_dict(copy.deepcopy(state["feedback"]))
+            self.feedback.load_state_dict(state["feedback"])
 
 
 def carried(rule: type[Rule]) -> type[Attached]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from targetprop.algorithms.base import Algorithm, Report, demand_explicit, generator_on
 from targetprop.algorithms.drl import Schedule, checked, demand_chain, to_output
-from targetprop.algorithms.local import copied
 from targetprop.algorithms.losses import Loss, check_beta, output_error
 from targetprop.feedback import FeedbackReport
 from targetprop.feedback.adam import adam_step
+from targetprop.feedback.memory import Memory
 from targetprop.feedback.solver import noise_like
 from targetprop.laboratory.layers import Gradients, Layer, Trace
 from targetprop.laboratory.pairing import Network
@@ -78,7 +78,7 @@ class DDTPLinear(Algorithm):
         self.noise, self.lr, self.iterations, self.weight_decay = noise, lr, iterations, weight_decay
         self.schedule = checked(schedule)
         self.directs: dict[str, Tensor] = {}
-        self.memory: dict[str, dict[str, Any]] = {}
+        self.memory: dict[str, Memory] = {}
         self._generator = generator_on(next(net.parameters()).device, seed)
         self.trace = net.trace
 
@@ -117,7 +117,7 @@ class DDTPLinear(Algorithm):
         moved = to_output([layer for layer, _ in leaves[i + 1 :]], trace.output + e) - logits
         loss, gradient = direct_drl(q, moved, e.flatten(1), self.noise)
         self.ranks.data.mean_(loss, gradient)
-        adam_step(q, gradient, self.memory.setdefault(self.net.names[i], {}), self.lr, self.weight_decay)
+        adam_step(q, gradient, self.memory.setdefault(self.net.names[i], Memory()), self.lr, self.weight_decay)
         return loss
 
     def learn(self, layer: Layer, trace: Trace, difference: Tensor) -> Gradients:
@@ -131,14 +131,16 @@ class DDTPLinear(Algorithm):
     def state_dict(self) -> dict[str, Any]:
         """The Qⁿ, Adam's memory of them and the state of the noise generator."""
         return {
-            "directs": copied(self.directs),
-            "memory": {name: copied(kept) for name, kept in self.memory.items()},
+            "directs": {name: q.clone() for name, q in self.directs.items()},
+            "memory": {name: memory.state_dict() for name, memory in self.memory.items()},
             "generator": self._generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore all three."""
         device = next(self.net.parameters()).device
-        self.directs = copied(state["directs"], device)
-        self.memory = {name: copied(kept, device) for name, kept in state["memory"].items()}
+        self.directs = {name: q.to(device, copy=True) for name, q in state["directs"].items()}
+        self.memory = {name: Memory() for name in state["memory"]}
+        for name, memory in self.memory.items():
+            memory.load_state_dict(state["memory"][name], device)
         self._generator.set_state(state["generator"].cpu())

@@ -147,12 +147,12 @@ class DRL(LDRL):
         for index, i in reversed(list(enumerate(trained))):
             (layer, trace), name = leaves[i], self.net.names[i]
             sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
-            state, generator, loss = self.feedback_state[name], self.generators[name], None
+            memory, generator, loss = self.feedback_state[name], self.generators[name], None
             for _ in range(self.iterations):
                 e, h = (noise_like(a, generator, peers=self.ranks.data).mul_(sigma) for a in (trace.input, logits))
                 loss, gradient = drl(leaves[i:], logits, e, h, sigma, self.damping)
                 self.ranks.data.mean_(loss, gradient)
-                adam_step(layer.omega, gradient, state, lr, self.weight_decay)
+                adam_step(layer.omega, gradient, memory, lr, self.weight_decay)
             reports[name] = FeedbackReport(self.iterations, loss)
         return reports
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from targetprop.algorithms.base import Algorithm, generator_on
 from targetprop.algorithms.losses import Loss
 from targetprop.algorithms.sharing import Sharing
 from targetprop.algorithms.tracking import Tracking
 from targetprop.feedback import FeedbackReport, Solver
+from targetprop.feedback.memory import Memory
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.laboratory.pairing import Network
-from targetprop.laboratory.streams import Beside, Reading
+from targetprop.laboratory.streams import Beside
 from targetprop.ranks import Ranks
 
 
@@ -41,11 +41,10 @@ class Local(Algorithm):
         self.solver = solver
         device = next(net.parameters()).device
         self._trained = {name: la for name, la in zip(net.names, net.layers, strict=True) if la.has_feedback}
-        self.feedback_state: dict[str, dict[str, Any]] = {name: {} for name in self._trained}
+        self.feedback_state = {name: Memory() for name in self._trained}
         self.generators = {name: generator_on(device, seed, i) for i, name in enumerate(self._trained)}
         self._sharing = Sharing(self.ranks, self._trained)
         self._tracking = Tracking(net) if solver.tracking else None
-        self._reading = Reading({})
         self.trace, self.descend = net.trace, net.descend
 
     def distribute(self, ranks: Ranks) -> None:
@@ -55,7 +54,6 @@ class Local(Algorithm):
 
     def train_feedback(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
         """One call of the solver for every layer with feedback that is this process's; the layers are independent."""
-        self.settle()
         reports: dict[str, FeedbackReport] = {}
         device, traces = leaves[0][1].input.device, dict(zip(self.net.names, leaves, strict=True))
         beside = Beside(device)
@@ -65,20 +63,12 @@ class Local(Algorithm):
                 with beside.piece(), self._sharing.timed(name, device):
                     reports[name] = self.solver.train(index, *traces[name], *memory, self.ranks.data)
         beside.join()
-        probed = {name: r.mismatch for name, r in reports.items() if r.iterations and r.mismatch is not None}
-        self._reading = Reading(probed)
         self._sharing.exchange(self._trained, [name for name, report in reports.items() if report.iterations])
         if self._sharing.measured:
             memory = self.state_dict()
             self._sharing.assign_anew()
             self.load_state_dict(memory)
         return reports
-
-    def settle(self) -> None:
-        """Hand every solver the mismatch that its last probe found, on its way to the host since."""
-        for name, mismatch in self._reading.floats().items():
-            self.feedback_state[name]["mismatch"] = mismatch
-        self._reading = Reading({})
 
     def compile(self, mode: str | None = None) -> None:
         """Let torch.compile fuse the forward pass, and the way back; the solvers' probes stay as they are.
@@ -92,12 +82,11 @@ class Local(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every layer and the state of its noise generator, from whoever trains it."""
-        self.settle()
         device = None if self.ranks.layers.size == 1 else torch.device("cpu")
         feedback, generators = {}, {}
         for memories, states in self.ranks.layers.gather(
             (
-                {n: copied(memory, device) for n, memory in self.feedback_state.items() if self._sharing.mine(n)},
+                {n: memory.state_dict(device) for n, memory in self.feedback_state.items() if self._sharing.mine(n)},
                 {n: generator.get_state() for n, generator in self.generators.items() if self._sharing.mine(n)},
             )
         ):
@@ -107,13 +96,8 @@ class Local(Algorithm):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
-        self._reading = Reading({})
         device = next(self.net.parameters()).device
-        self.feedback_state = {name: copied(memory, device) for name, memory in state["feedback"].items()}
+        for name, memory in self.feedback_state.items():
+            memory.load_state_dict(state["feedback"][name], device)
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())
-
-
-def copied(memory: dict[str, Any], device: torch.device | None = None) -> dict[str, Any]:
-    """A copy of a solver's memory that shares no tensor with it."""
-    return {k: v.to(device or v.device, copy=True) if isinstance(v, Tensor) else v for k, v in memory.items()}

@@ -10,7 +10,7 @@ from targetprop.attach.handle import Feedback
 from targetprop.attach.install import Gains, is_paired
 from targetprop.attach.kinds import kind_of
 from targetprop.attach.link import Attached, links_of
-from targetprop.feedback import SOLVERS, Fixed
+from targetprop.feedback import SOLVERS, Fixed, ProbeSolver
 from targetprop.rules import Rule, rule_of
 
 
@@ -134,12 +134,12 @@ def solver_of(solver: Any, rule: Rule) -> Any:
     own = rule.solver()
     if solver is None:
         return own
-    able = [name for name, kind in SOLVERS.items() if hasattr(kind, "probe")]
+    able = [name for name, kind in SOLVERS.items() if issubclass(kind, ProbeSolver)]
     if isinstance(solver, str):
         if solver not in able:
             raise ValueError(f"unknown solver {solver!r} of attached maps; known are {', '.join(able)}.")
         solver = own if isinstance(own, SOLVERS[solver]) else SOLVERS[solver]()
-    if not hasattr(solver, "probe"):
+    if not isinstance(solver, ProbeSolver):
         raise ValueError(
             f"{type(solver).__name__} needs a layer's noisy pass and serves networks made by targetprop.pair; attached maps "
             f"take {', '.join(able)}."

@@ -166,7 +166,7 @@ class Feedback:
                     continue
             else:
                 probe(site, self.solver, memory, self.seed, self._tracked(site))
-            report[site.name] = FeedbackReport(1, mismatch=torch.tensor(memory.mismatch))
+            report[site.name] = FeedbackReport(1, mismatch=memory.mismatch)
         self.report = report
 
     def follow(self, optimizer: Any) -> Any:

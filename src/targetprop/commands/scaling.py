@@ -1,4 +1,4 @@
-"""Time and memory of L-DRL and backprop along depth, width, batch and noise samples."""
+"""Time and memory of L-DRL and backprop along depth, width and batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
-    """Time and memory along depth, width, batch and noise samples."""
+    """Time and memory along depth, width and batch."""
     no_more(words, "scaling")
     shared = contenders.Setting(device=args.device, threads=args.threads)
     out = writable(args.out)

@@ -31,6 +31,7 @@ from targetprop.experiments.cells import (
     write_markdown,
 )
 from targetprop.feedback import CorrelationSolver, PredictiveSolver, SGDSolver, Solver
+from targetprop.feedback.memory import Memory
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.laboratory.pairing import Network
 
@@ -65,7 +66,7 @@ class Way:
 def by_solver(solver: Solver, net: Network, leaves: Leaves, seed: int) -> tuple[Callable[[], Any], Tensor]:
     """One call of a solver an iteration."""
     layer, trace = leaves[-1]
-    return partial(solver.train, 0, layer, trace, {}, torch.Generator().manual_seed(seed)), layer.omega
+    return partial(solver.train, 0, layer, trace, Memory(), torch.Generator().manual_seed(seed)), layer.omega
 
 
 def by_drl(net: Network, leaves: Leaves, seed: int) -> tuple[Callable[[], Any], Tensor]:
@@ -77,13 +78,12 @@ def by_drl(net: Network, leaves: Leaves, seed: int) -> tuple[Callable[[], Any], 
     return partial(algo.reconstruct, len(leaves) - 2, leaves), algo.direct(len(leaves) - 2, leaves)
 
 
-once = {"max_iterations": 1, "first_iterations": 1, "tracking": False, "tolerance": 0.02}
 WAYS = {
     "L-DRL, paper's solver": Way(partial(by_solver, SGDSolver(noise=0.1, lr=0.01, iterations=1, momentum=0.9)), 4),
     "DRL": Way(by_drl, 3),
-    "L-DRL, correlation": Way(partial(by_solver, CorrelationSolver(window=10**6)), 2),
-    "L-DRL, predictive, 256 samples": Way(partial(by_solver, PredictiveSolver(oversampling=0.5, patches=False, **once)), 3),
-    "L-DRL, predictive": Way(partial(by_solver, PredictiveSolver(**once)), 6),
+    # Noise of 1024 samples, four times the batch, through two products; the solve takes 512 samples through three.
+    "L-DRL, correlation": Way(partial(by_solver, CorrelationSolver(window=10**6, first_iterations=1)), 8),
+    "L-DRL, predictive": Way(partial(by_solver, PredictiveSolver(tolerance=0.02, tracking=False)), 6),
 }
 
 

@@ -30,6 +30,7 @@ from targetprop.experiments.cells import (
     write_markdown,
 )
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, Solver, Symmetric
+from targetprop.feedback.memory import Memory
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.laboratory.pairing import Network
 from targetprop.training import checkpoint
@@ -84,7 +85,7 @@ CONDITIONS: dict[str, Condition | None] = {
     "L-DRL, paper's solver": Condition("mirror", paper),
     "L-DRL, symmetric": Condition("mirror", Symmetric(), 1),
     "predictive, mirror": Condition("mirror", ours, 1),
-    "correlation, matched": Condition("matched", CorrelationSolver(window=10**6), 1000),
+    "correlation, matched": Condition("matched", CorrelationSolver(window=10**6, first_iterations=1), 1000),
     "predictive, matched": Condition("matched", ours, 1),
     "predictive, matched, β = 0.1": Condition("matched", ours, 1, 0.1),
     "symmetric, matched": Condition("matched", Symmetric(), 1),
@@ -99,19 +100,19 @@ def train_layer(
 ) -> None:
     """So many calls of the solver on one layer and batch, with a checkpoint every 250."""
     path = folder / f"layer-{index}.pt"
-    generator, state, done = torch.Generator().manual_seed(seed + index), {}, 0
+    generator, memory, done = torch.Generator().manual_seed(seed + index), Memory(), 0
     if path.exists():
         kept = checkpoint.load(path)
         layer.omega.copy_(kept["omega"])
-        state, done = kept["state"], kept["done"]
+        memory.load_state_dict(kept["memory"])
+        done = kept["done"]
         generator.set_state(kept["generator"])
     while done < iterations:
-        solver.train(index, layer, trace, state, generator)
+        solver.train(index, layer, trace, memory, generator)
         done += 1
         if done % 250 == 0:
-            checkpoint.save(
-                path, {"omega": layer.omega.data, "state": state, "generator": generator.get_state(), "done": done}
-            )
+            kept = {"omega": layer.omega.data, "memory": memory.state_dict(), "generator": generator.get_state(), "done": done}
+            checkpoint.save(path, kept)
             tell(done)
 
 

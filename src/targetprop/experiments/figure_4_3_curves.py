@@ -5,6 +5,7 @@ The paper shows them at one moment, after 5,000 iterations on frozen θ.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from targetprop.analysis.figures import Line, Panel, draw_panels
 from targetprop.experiments.cells import Place, Result, cell, lenet_batch, run_settings, slug, write_csv
 from targetprop.experiments.figure_4_3 import BETA, LAYERS, SEEDS, aligned, paper, step
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, Solver, Symmetric
-from targetprop.feedback.solver import taps
+from targetprop.feedback.memory import Memory
+from targetprop.feedback.patches import ROWS
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.training import config, loop
 from targetprop.training.config import Config
@@ -34,34 +36,31 @@ class Way:
 
     Attributes:
         solver: one call is one iteration.
-        passes: of an iteration, in products of a layer with the samples it takes: the batch or, predictive, noise.
+        passes: of an iteration, in products of a layer with the samples it takes.
+        samples: (d, samples of the batch times positions) ↦ samples of an iteration, a patch or a position being one.
         most: iterations after which nothing is left to see.
 
     """
 
     solver: Solver
     passes: int
+    samples: Callable[[int, int], int]
     most: int = 5000
 
     def cost(self, leaves: list[tuple[Layer, Trace]]) -> float:
         """Passes of an iteration of all these layers, one being a product of each of them with the batch."""
-        whole = spent = 0.0
+        whole = spent = 0
         for layer, trace in leaves:
-            use = taps(layer, trace.input)
-            batch, product = len(trace.input), use.fan_in * use.positions * len(layer.omega)
-            samples = batch
-            if isinstance(self.solver, PredictiveSolver):
-                samples = use.samples(self.solver.oversampling, self.solver.max_samples)
-            whole += batch * product
-            spent += self.passes * samples * product
+            positions = layer.map.apply(trace.input, layer.theta).numel() // len(layer.theta)
+            whole += positions * layer.theta.numel()
+            spent += self.passes * self.samples(layer.theta[0].numel(), positions) * layer.theta.numel()
         return spent / whole
 
 
-predictive = PredictiveSolver(max_iterations=1, first_iterations=1, patches=False, tracking=False, tolerance=0.0)
 WAYS = {
-    "paper's solver": Way(paper, 4),
-    "correlation": Way(CorrelationSolver(window=10**6), 2),
-    "predictive": Way(predictive, 3, 60),
+    "paper's solver": Way(paper, 4, lambda d, positions: positions),
+    "correlation": Way(CorrelationSolver(window=10**6, first_iterations=1), 2, lambda d, positions: min(ROWS, 2 * d)),
+    "predictive": Way(PredictiveSolver(tolerance=0.0, tracking=False), 3, lambda d, positions: 1 << (d - 1).bit_length(), 10),
 }
 
 
@@ -79,7 +78,7 @@ def curve(way: Way, kind: str, seed: int, settings: Result, data_dir: str | None
     algo, generator = LDRL(net, BETA, Fixed()), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         leaves = net.leaf_traces(net.trace(x)[1])[1:]
-    states: list[Result] = [{} for _ in leaves]
+    memories = [Memory() for _ in leaves]
     measured = marks(min(settings["iterations"], way.most))
     found: Result = {"iteration": measured, "passes": [i * way.cost(leaves) for i in measured], "angle": []}
 
@@ -88,8 +87,8 @@ def curve(way: Way, kind: str, seed: int, settings: Result, data_dir: str | None
 
     def iterate(solver: Solver) -> None:
         with torch.no_grad():
-            for index, ((layer, trace), state) in enumerate(zip(leaves, states, strict=True)):
-                solver.train(index, layer, trace, state, generator)
+            for index, ((layer, trace), memory) in enumerate(zip(leaves, memories, strict=True)):
+                solver.train(index, layer, trace, memory, generator)
 
     for i in range(measured[-1] + 1):
         if i:

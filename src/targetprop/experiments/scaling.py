@@ -1,7 +1,7 @@
-"""How time and memory of a step grow with depth, width, batch and the noise of probes, beside backprop's.
+"""How time and memory of a step grow with depth, width and batch, beside backprop's.
 
-All on ``chain``, convolutions of equal width without pooling. A layer's probe costs at most ``max_samples``/batch times its
-backprop, every ``probe_every`` steps, whatever depth and width: no term of L-DRL grows faster than backprop's own.
+All on ``chain``, convolutions of equal width without pooling. A layer's probe takes fewer than twice its d inputs in samples,
+of one position each, ever more rarely, whatever the depth: no term of L-DRL grows faster than backprop's own.
 """
 
 from __future__ import annotations
@@ -29,18 +29,16 @@ AXES: dict[str, tuple[float, ...]] = {
     "depth": (5, 10, 20, 35, 50),
     "width": (16, 32, 64, 128, 256),
     "batch": (16, 32, 64, 128, 256),
-    "samples": (0.5, 1, 2, 4, 8),
 }
-"""Values of each axis; "samples" is the ``oversampling`` of probes. The other three stand at 8 layers, width 32, batch 64."""
+"""Values of each axis; the others stand at 8 layers, width 32, batch 64."""
 
 
-def point(axis: str, value: float, shared: Setting) -> tuple[Setting, tuple[str, str]]:
-    """What is trained at one value of an axis, and the two contenders."""
+def point(axis: str, value: float, shared: Setting) -> Setting:
+    """What is trained at one value of an axis."""
     count = int(value)
     depth, width = count if axis == "depth" else DEPTH, count if axis == "width" else WIDTH
     batch = count if axis == "batch" else BATCH
-    setting = dataclasses.replace(shared, network="chain", channels=(width,) * depth, batch_size=batch)
-    return setting, ("backprop", f"ldrl:oversampling={value}" if axis == "samples" else "ldrl")
+    return dataclasses.replace(shared, network="chain", channels=(width,) * depth, batch_size=batch)
 
 
 def scaling(
@@ -74,8 +72,8 @@ def scaling(
     for axis in axes:
         found[axis] = []
         for value in values[axis]:
-            setting, names = point(axis, value, shared)
-            found[axis].append((value, bench.bench(names, setting, dataset, 3, steps, memory)))
+            setting = point(axis, value, shared)
+            found[axis].append((value, bench.bench(("backprop", "ldrl"), setting, dataset, 3, steps, memory)))
             tell(f"{axis} {value:g}", 1)
     return found
 

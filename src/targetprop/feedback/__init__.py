@@ -11,13 +11,12 @@ from targetprop.feedback.jacobian_matching import JacobianMatching
 from targetprop.feedback.predictive import PredictiveSolver
 from targetprop.feedback.reconstruction import ReconstructionSolver
 from targetprop.feedback.sgd import SGDSolver
-from targetprop.feedback.solver import FeedbackReport, Solver
+from targetprop.feedback.solver import FeedbackReport, ProbeSolver, Solver
 from targetprop.feedback.symmetric import Symmetric
 from targetprop.properties import found
 
-SOLVERS: dict[str, Any] = found(sys.modules[__name__], "train")
+SOLVERS: dict[str, Any] = found(sys.modules[__name__], "tracking")
 """Every solver by its name, which is its file's."""
-SOLVERS.pop("solver")
 
 __all__ = [
     "SOLVERS",
@@ -28,6 +27,7 @@ __all__ = [
     "Fixed",
     "JacobianMatching",
     "PredictiveSolver",
+    "ProbeSolver",
     "ReconstructionSolver",
     "SGDSolver",
     "Solver",

@@ -8,25 +8,25 @@ import torch
 from torch import Generator, Tensor
 
 from targetprop.feedback import losses
-from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
+from targetprop.feedback.memory import Memory
+from targetprop.feedback.solver import FeedbackReport, PerLayer, Solver, noise_like, per_layer
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 
 
-def adam_step(weight: Tensor, gradient: Tensor, state: State, lr: float, weight_decay: float) -> None:
+def adam_step(weight: Tensor, gradient: Tensor, memory: Memory, lr: float, weight_decay: float) -> None:
     """Adam with coupled weight decay (Kingma and Ba 2015; β₁ = 0.9, β₂ = 0.999, ε = 1e-8), in place."""
-    if "steps" not in state:
-        state.update(steps=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
+    mean, square = (memory.tensors.setdefault(key, torch.zeros_like(weight)) for key in ("mean", "square"))
     gradient = gradient.add(weight, alpha=weight_decay)
-    state["steps"] += 1
-    state["mean"].lerp_(gradient, 1 - 0.9)
-    state["square"].mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
-    unbiased = 1 - 0.9 ** state["steps"], 1 - 0.999 ** state["steps"]
-    weight.addcdiv_(state["mean"], (state["square"] / unbiased[1]).sqrt_().add_(1e-8), value=-lr / unbiased[0])
+    memory.probes += 1
+    mean.lerp_(gradient, 1 - 0.9)
+    square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+    unbiased = 1 - 0.9**memory.probes, 1 - 0.999**memory.probes
+    weight.addcdiv_(mean, (square / unbiased[1]).sqrt_().add_(1e-8), value=-lr / unbiased[0])
 
 
 @dataclass(frozen=True)
-class AdamSolver:
+class AdamSolver(Solver):
     """One Adam update a batch on the mean of the L-DRL loss over ``samples`` draws of noise (Ernoult et al. 2022, code).
 
     Attributes:
@@ -44,7 +44,7 @@ class AdamSolver:
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
     ) -> FeedbackReport:
         """One update of ω; the reported loss is that before it."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
@@ -55,5 +55,5 @@ class AdamSolver:
             one, part = losses.ldrl(layer, trace, e, h)
             loss, gradient = loss + one / self.samples, gradient.add_(part, alpha=1 / self.samples)
         peers.mean_(loss, gradient)
-        adam_step(layer.omega, gradient, state, lr, self.weight_decay)
+        adam_step(layer.omega, gradient, memory, lr, self.weight_decay)
         return FeedbackReport(1, loss)

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
-from targetprop.feedback.solver import FeedbackReport, State, noise_like
+from targetprop.feedback.memory import Memory
+from targetprop.feedback.solver import FeedbackReport, Solver, noise_like
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.maps import along, sum_to_bias
 from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
-class JacobianMatching:
+class JacobianMatching(Solver):
     """Sets ω to the minimiser of E‖J_G − J_Fᵀ‖²_F over the batch in closed form (Bao et al. 2024); reads θ.
 
     With J_G = A_ωᵀM and J_Fᵀ = A_θᵀN, M and N the Jacobians of the feedback and of the forward stage, each output channel of
@@ -30,7 +31,7 @@ class JacobianMatching:
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
     ) -> FeedbackReport:
         """Set ω."""
         cross = square = torch.zeros(())

@@ -1,11 +1,12 @@
-"""What a solver remembers of one attached map between probes, and when the next probe is due."""
+"""What a solver remembers of one layer between probes, and when the next probe is due."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 NEVER = 2**62
@@ -14,14 +15,14 @@ NEVER = 2**62
 
 @dataclass
 class Memory:
-    """The state of one map's solver: everything a resumed run needs beside ω.
+    """The state of one layer's solver: everything a resumed run needs beside ω.
 
     Attributes:
-        probes: probes so far, which number their noise.
+        probes: probes, or updates of ω, so far; they number the noise.
         wait: steps until the next one is due.
         interval: steps between the last probe and that one.
         mismatch: as last measured; infinite before.
-        tensor: the running correlation, or the auxiliary weights.
+        tensors: the solver's own, by name: a running correlation, a momentum, auxiliary weights.
 
     """
 
@@ -29,7 +30,7 @@ class Memory:
     wait: int = 0
     interval: int = 0
     mismatch: float = math.inf
-    tensor: Tensor | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def due(self) -> bool:
         """One step has passed: whether to probe now."""
@@ -43,10 +44,11 @@ class Memory:
         self.interval = min(2 * self.interval, longest) if under else shortest
         self.wait = self.interval
 
-    def state_dict(self) -> dict[str, Any]:
-        """As plain numbers and tensors."""
-        return dict(vars(self))
+    def state_dict(self, device: torch.device | None = None) -> dict[str, Any]:
+        """Plain numbers and copies of the tensors, on ``device`` where one is given."""
+        return {**vars(self), "tensors": {k: v.to(device or v.device, copy=True) for k, v in self.tensors.items()}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
         """Restore what :meth:`state_dict` gave."""
         vars(self).update({name: state[name] for name in vars(self)})
+        self.tensors = {k: v.to(device or v.device, copy=True) for k, v in state["tensors"].items()}

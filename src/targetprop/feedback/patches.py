@@ -21,8 +21,6 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from targetprop.seeds import mixed
-
 ROWS = 1024
 """Samples of one block: bounds a probe's memory at ROWS × (d + outputs) numbers."""
 
@@ -35,7 +33,7 @@ class Probe(Protocol):
 
     @property
     def omega(self) -> Tensor:
-        """ω, float32 or float64: a copy that the solver may write to."""
+        """ω, float32 or float64; not to be written to."""
         ...
 
     def noise(self, seed: int, count: int | None = None) -> Tensor:
@@ -54,8 +52,8 @@ class Probe(Protocol):
         """∂⟨signal, A_ω ε⟩/∂ω, shaped like ω."""
         ...
 
-    def coefficient(self, seed: int, count: int) -> float:
-        """κ in E corr(A_ω ε, ε) = κ ω for ``count`` samples of white noise."""
+    def coefficient(self) -> Tensor:
+        """κ in E corr(A_ω ε, ε) = κ ω for a sample of white noise, shaped to divide ω; 0 for a weight without use."""
         ...
 
     def difference(self, seed: int) -> tuple[Tensor, Tensor]:
@@ -137,9 +135,9 @@ class Patch:
         """Signalᵀ ε, per group."""
         return signal.mT @ noise
 
-    def coefficient(self, seed: int, count: int) -> float:
-        """Each weight of a patch feeds one output: κ = count."""
-        return float(count)
+    def coefficient(self) -> Tensor:
+        """Each weight of a patch feeds one output."""
+        return self.omega.new_ones(())
 
     def difference(self, seed: int) -> tuple[Tensor, Tensor]:
         """Exact, from orthogonal noise: see the module."""
@@ -201,12 +199,17 @@ class Field:
         """By autograd, at w = 0: the map is linear in w."""
         return torch.func.vjp(lambda w: self.function(noise, w), torch.zeros_like(self.omega))[1](signal)[0]
 
-    def coefficient(self, seed: int, count: int) -> float:
-        """Measured by the map's own products on a random w, so that a scale c of the map (κ ∝ c²) is divided out."""
-        device = self.omega.device
-        w = torch.randn(self.omega.shape, generator=seeded(mixed(seed, 1), device), dtype=self.omega.dtype, device=device)
-        noise = self.noise(mixed(seed, 2), count)
-        return float(self.predict(noise, w).square().sum() / w.square().sum())
+    def coefficient(self) -> Tensor:
+        """c²·D: D outputs that a weight feeds, fewer where it often meets padding, and c, where the map scales its weights.
+
+        c (equalised learning rates, muP) is measured as what inputs of 1 send to one output through one weight.
+        """
+        one = self.omega.new_ones(1, *self.shape)
+        outputs = torch.ones_like(self.predict(one, self.omega))
+        impulse = torch.zeros_like(outputs)
+        impulse.view(-1)[outputs.numel() // 2] = 1
+        reached = self.correlate(impulse, one).flatten()
+        return reached[reached.abs().argmax()] * self.correlate(outputs, one)
 
     def difference(self, seed: int) -> tuple[Tensor, Tensor]:
         """Least squares by conjugate gradients on ω ↦ corr(A_ω ε, ε): no coefficient of the map is assumed."""

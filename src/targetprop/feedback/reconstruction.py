@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from torch import Generator
 
 from targetprop.feedback import losses
+from targetprop.feedback.memory import Memory
 from targetprop.feedback.sgd import momentum_step
-from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
+from targetprop.feedback.solver import FeedbackReport, PerLayer, Solver, noise_like, per_layer
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
-class ReconstructionSolver:
+class ReconstructionSolver(Solver):
     """K iterations of SGD a batch on ‖G(F(x + ε)) − (x + ε)‖² (Bengio 2014; Lee et al. 2015).
 
     Attributes:
@@ -32,7 +33,7 @@ class ReconstructionSolver:
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
     ) -> FeedbackReport:
         """K updates of ω and b_ω; the reported loss is that before the last."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
@@ -42,7 +43,7 @@ class ReconstructionSolver:
             e = noise_like(trace.input, generator, peers=peers).mul_(sigma)
             loss, gradient, bias_gradient = losses.reconstruction(layer, trace, e)
             peers.mean_(loss, gradient, bias_gradient)
-            momentum_step(layer.omega, gradient, state, "momentum", lr, self.momentum)
+            momentum_step(layer.omega, gradient, memory, "momentum", lr, self.momentum)
             if bias_gradient is not None and layer.feedback_bias is not None:
-                momentum_step(layer.feedback_bias, bias_gradient, state, "bias_momentum", lr, self.momentum)
+                momentum_step(layer.feedback_bias, bias_gradient, memory, "bias_momentum", lr, self.momentum)
         return FeedbackReport(count, loss)

@@ -8,22 +8,23 @@ import torch
 from torch import Generator, Tensor
 
 from targetprop.feedback import losses
-from targetprop.feedback.solver import FeedbackReport, PerLayer, State, noise_like, per_layer
+from targetprop.feedback.memory import Memory
+from targetprop.feedback.solver import FeedbackReport, PerLayer, Solver, noise_like, per_layer
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.properties import Row
 from targetprop.ranks import ALONE, Group
 
 
-def momentum_step(weight: Tensor, gradient: Tensor, state: State, key: str, lr: float, momentum: float) -> None:
-    """w ← w − lr·v with v ← momentum·v + gradient, v = ``state[key]``; in place."""
-    if key not in state:
-        state[key] = torch.zeros_like(weight)
-    state[key].mul_(momentum).add_(gradient)
-    weight.sub_(state[key], alpha=lr)
+def momentum_step(weight: Tensor, gradient: Tensor, memory: Memory, key: str, lr: float, momentum: float) -> None:
+    """w ← w − lr·v with v ← momentum·v + gradient, v = ``memory.tensors[key]``; in place."""
+    if key not in memory.tensors:
+        memory.tensors[key] = torch.zeros_like(weight)
+    velocity = memory.tensors[key].mul_(momentum).add_(gradient)
+    weight.sub_(velocity, alpha=lr)
 
 
 @dataclass(frozen=True)
-class SGDSolver:
+class SGDSolver(Solver):
     """K sequential iterations a batch on the L-DRL loss, fresh noise each (Ernoult et al. 2022; PAPER §2a).
 
     Momentum persists across iterations and batches; no weight decay, no schedule. A setting is one number for every layer
@@ -57,7 +58,7 @@ class SGDSolver:
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
     ) -> FeedbackReport:
         """K updates of ω; the reported loss is that before the last."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
@@ -68,5 +69,5 @@ class SGDSolver:
             e, h = (noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, output))
             loss, gradient = losses.ldrl(layer, trace, e, h)
             peers.mean_(loss, gradient)
-            momentum_step(layer.omega, gradient, state, "momentum", lr, self.momentum)
+            momentum_step(layer.omega, gradient, memory, "momentum", lr, self.momentum)
         return FeedbackReport(count, loss)

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from targetprop.feedback.solver import FeedbackReport, State
+from targetprop.feedback.memory import Memory
+from targetprop.feedback.solver import FeedbackReport, Solver
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.properties import Row
 from targetprop.ranks import ALONE, Group
 
 
 @dataclass(frozen=True)
-class Symmetric:
+class Symmetric(Solver):
     """Sets ω to θᵀ (weight transport): what L-DRL would learn at its best, not a way to learn it."""
 
     rows = (
@@ -32,7 +33,7 @@ class Symmetric:
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, state: State, generator: Generator, peers: Group = ALONE
+        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
     ) -> FeedbackReport:
         """Copy θ to ω."""
         layer.omega.copy_(layer.theta)

@@ -1,12 +1,11 @@
-"""Work beside the main queue of a GPU, and numbers read from it without making it wait. On a CPU both are plain calls."""
+"""Work beside the main queue of a GPU; on a CPU plain calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 
 class Beside:
@@ -43,24 +42,3 @@ class Beside:
         if self._main is not None:
             for side in self._sides:
                 self._main.wait_stream(side)
-
-
-class Reading:
-    """Named scalars on their way to the host in one copy; ``floats`` waits for that copy only, not for later work."""
-
-    def __init__(self, values: Mapping[str, Tensor]):
-        """Start to copy ``values``, all on one device."""
-        self._names = tuple(values)
-        self._event = None
-        if values:
-            stacked = torch.stack([value.detach() for value in values.values()])
-            self._host = stacked.to("cpu", non_blocking=True)
-            if stacked.is_cuda:
-                self._event = torch.cuda.Event()
-                self._event.record()
-
-    def floats(self) -> dict[str, float]:
-        """The values."""
-        if self._event is not None:
-            self._event.synchronize()
-        return dict(zip(self._names, self._host.tolist(), strict=True)) if self._names else {}

@@ -124,7 +124,7 @@ def log_step(session: Session, metrics: Metrics, report: Report, loss: float, y:
     }
     if angles:
         values["angle"] = angles
-    mismatch = {name: f.mismatch.item() for name, f in report.feedback.items() if f.mismatch is not None}
+    mismatch = {name: f.mismatch for name, f in report.feedback.items() if f.mismatch is not None}
     iterations = {name: f.iterations for name, f in report.feedback.items()}
     for key, own in (("mismatch", mismatch), ("iterations", iterations)):
         of_all = {name: value for part in session.ranks.layers.gather(own) for name, value in part.items()}
