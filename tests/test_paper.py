@@ -8,6 +8,7 @@ import targetprop as tp
 import transcription
 from cases import make
 from targetprop.feedback import losses
+from targetprop.feedback.memory import Memory
 from transcription import feedback_of
 
 
@@ -62,10 +63,10 @@ def test_sgd_solver_takes_torch_sgd_steps_with_persistent_momentum():
         optimizer = torch.optim.SGD([twin], lr=0.01, momentum=0.9)
         solver = tp.feedback.SGDSolver(noise=(0.9, 0.3), lr=(0.5, 0.01), iterations=(1, 3))
         ours, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-        state = {}
+        memory = Memory()
         for _ in range(2):
             start = twin.detach().clone()
-            solver.train(1, layer, trace, state, ours)
+            solver.train(1, layer, trace, memory, ours)
             moved = layer.omega.clone()
             layer.omega.copy_(start)
             for _ in range(3):

@@ -12,6 +12,7 @@ from targetprop.algorithms.ddtp_linear import direct_drl
 from targetprop.algorithms.drl import drl
 from targetprop.citations import entries
 from targetprop.feedback import losses
+from targetprop.feedback.memory import Memory
 from targetprop.laboratory.residual import Residual
 from targetprop.properties import found
 from transcription import feedback_of
@@ -231,7 +232,7 @@ def test_adam_solver_takes_torch_adam_steps():
         optimizer = torch.optim.Adam([twin], lr=0.01, weight_decay=0.1)
         solver = tp.feedback.AdamSolver(noise=0.3, lr=0.01, samples=3, weight_decay=0.1)
         ours, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-        state = {}
+        memory = Memory()
         for _ in range(4):
             start = layer.omega.clone()
             gradients = []
@@ -241,7 +242,7 @@ def test_adam_solver_takes_torch_adam_steps():
                 gradients.append(losses.ldrl(layer, trace, e, h)[1])
             twin.grad = sum(gradients) / 3
             optimizer.step()
-            solver.train(0, layer, trace, state, ours)
+            solver.train(0, layer, trace, memory, ours)
             torch.testing.assert_close(layer.omega.data, twin.data, atol=1e-12, rtol=1e-10)
             assert not torch.equal(start, layer.omega)
 
@@ -251,7 +252,7 @@ def test_jacobian_matching_is_the_least_squares_solution(kind):
     net, x, _ = make("mlp", activation="tanh", feedback=kind)
     with torch.no_grad():
         layer, trace = net.leaf_traces(net.trace(x)[1])[1]
-        tp.feedback.JacobianMatching().train(0, layer, trace, {}, torch.Generator().manual_seed(0))
+        tp.feedback.JacobianMatching().train(0, layer, trace, Memory(), torch.Generator().manual_seed(0))
     omega = layer.omega.detach().clone().requires_grad_()
     total = 0.0
     for b in range(len(x)):  # the Jacobians of every sample, by autograd
