@@ -554,7 +554,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(solver):
         assert torch.equal(value, other[0].state_dict()[key]), key
     assert {k: m.state_dict() for k, m in whole[3]._memory.items()}.keys() == other[3]._memory.keys()
     with pytest.raises(ValueError, match="is of other maps than the model's"):
-        tp.attach(nn.Linear(2, 2)).load_state_dict(kept[1])
+        tp.attach(nn.Linear(2, 2), solver=solver).load_state_dict(kept[1])
 
 
 class Scaled(nn.Module):

@@ -217,6 +217,7 @@ def attached_alignment(
     with backpropagating(model):
         wanted = gradients()
     sites: dict[int, list[Site]] = {}
+    found = feedback.mismatch() if feedback and not feedback.rule.direct else {}
     for site in feedback.sites if feedback and feedback.rule.own_feedback and not feedback.rule.direct else ():
         if site.theta is not None and site.omega is not None:
             sites.setdefault(id(site.theta), []).append(site)
@@ -228,7 +229,8 @@ def attached_alignment(
             continue
         theta, omega = parameter.detach(), maps[0].omega.detach()
         weights = angle(theta, omega).item(), distance(theta, omega).item()
-        result[name] = LayerAlignment(*pair, *weights, max(site.mismatch() for site in maps), relative)
+        worst = max(found[site.name] for site in maps)
+        result[name] = LayerAlignment(*pair, *weights, worst, relative)
     return result
 
 

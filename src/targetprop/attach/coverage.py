@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
+from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from targetprop.attach.kinds import REFUSED
 from targetprop.attach.link import Attached, Link
+from targetprop.attach.modules import map_of
 from targetprop.maps import is_feedback
 
 PRODUCTS = {
@@ -43,11 +46,11 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, ignored: Iterable[str] = (), inputs: Any = ()):
         """Watch ``model``; ``ignored``: names of modules that the user left out; ``inputs``: what it reads."""
         super().__init__()
-        prefixes = tuple(f"{name}." for name in ignored if name)
+        left_out = {name for name in ignored if not isinstance(model.get_submodule(name), Attached)}
         self.names: dict[int, str] = {}
         self.constants = {id(buffer) for buffer in model.buffers()}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if is_feedback(name) or name.startswith(prefixes):
+            if is_feedback(name) or name.rpartition(".")[0] in left_out:
                 self.constants.add(id(parameter))
             else:
                 self.names.setdefault(id(parameter), name)
@@ -58,19 +61,18 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Call ``func`` and look at what it used."""
         out = func(*args, **(kwargs or {}))
-        if not torch.is_grad_enabled():  # within an attached map, or nothing to send
-            return out
+        hidden = not torch.is_grad_enabled()  # within an attached map, or nothing to send, or another autograd.Function
         tensors = list(tensors_in([args, kwargs]))
         if any(id(t) in self.data for t in tensors):
             for made in tensors_in([out]):
                 self.data.add(id(made))
                 self.kept.append(made)
         sources = [(self.names[id(t)], t) for t in tensors if id(t) in self.names]
-        if not sources:
+        if not sources or (hidden and not within_function()):
             return out
         others = [t for t in tensors if id(t) not in self.names and id(t) not in self.constants]
         name = getattr(func, "__name__", "").removeprefix("linalg_")
-        if name in PRODUCTS and any(t.requires_grad or is_batchedtensor(t) for t in others):
+        if name in PRODUCTS and any(t.requires_grad or hidden or is_batchedtensor(t) for t in others):
             for source, tensor in sources:
                 if tensor.dim() > 1:
                     self.found.setdefault(source, name)
@@ -80,6 +82,24 @@ class Watch(TorchFunctionMode):
                     self.names[id(made)] = sources[0][0]
                     self.kept.append(made)
         return out
+
+
+def within_function() -> bool:
+    """Whether the caller runs in the forward of an ``autograd.Function`` outside the maps.
+
+    Gradients are off there though the signal passes: a fused layer, a segment under reentrant checkpointing.
+    """
+    frame = sys._getframe(2)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), Attached):
+            return False
+        if frame.f_code is APPLY:
+            return not frame.f_locals["cls"].__module__.startswith("targetprop.")
+        frame = frame.f_back
+    return False
+
+
+APPLY = Function.apply.__func__.__code__
 
 
 def is_constant(tensor: Tensor, data: set[int]) -> bool:
@@ -147,8 +167,12 @@ class FirstPass:
 
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Begin to watch."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact or self.watch is not None:
+        if self.link.handle is None:  # a copy of the model
+            self.remove()
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact or self.done:
             return
+        if self.watch is not None:  # of a pass that was interrupted
+            self.watch.__exit__(None, None, None)
         self.watch = Watch(model, self.ignored, (args, kwargs))
         self.watch.__enter__()
 
@@ -158,7 +182,7 @@ class FirstPass:
             return
         watch, self.watch = self.watch, None
         watch.__exit__(None, None, None)
-        if output is None:  # the pass failed: the next one tells
+        if output is None and sys.exc_info()[0] is not None:  # the pass failed: the next one tells
             return
         self.remove()
         report(sentences(watch.found), self.strict)
@@ -188,15 +212,36 @@ Call = tuple[Attached, bool, Any]
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Within it a pass leaves no trace: buffers, random numbers and gradients are as before after it."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(m, key, b, b.detach().clone()) for m in model.modules() for key, b in m._buffers.items() if b is not None]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng([d.index for d in devices]):
             yield
     finally:
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)
+
+
+@torch.no_grad()
+def refuse_other(module: Attached, x: Tensor) -> None:
+    """Refuse a registered map that is not what its module computes.
+
+    Raises:
+        ValueError: its forward and the function that ``targetprop.register`` was given differ at x.
+
+    """
+    y = module._feedback_base.forward(module, x)
+    if (
+        map_of(module)
+        .apply(x, module.weight, getattr(module, "bias", None))
+        .allclose(y, rtol=1e-2, atol=1e-2 * float(y.abs().max()))
+    ):
+        return
+    raise ValueError(
+        f"{type(module).__name__} computes another map than the function that targetprop.register was given for it; give the "
+        "function (x, w) that its forward applies, without the bias."
+    )
 
 
 def example_pass(model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]) -> tuple[Watch, list[Call]]:
@@ -212,7 +257,10 @@ def example_pass(model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]
         else:
             read = given[:1]
         shapes = [value.shape for value in read], first.shape
-        calls.append((module, any(value.requires_grad for value in given), shapes))
+        # Without gradients nothing tells what a call needs: reentrant checkpointing runs its segments so.
+        calls.append((module, not torch.is_grad_enabled() or any(value.requires_grad for value in given), shapes))
+        if module._feedback_kind == "registered":
+            refuse_other(module, given[0].detach())
 
     handles = [
         module.register_forward_hook(seen, with_kwargs=True) for module in model.modules() if isinstance(module, Attached)

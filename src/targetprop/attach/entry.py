@@ -75,6 +75,7 @@ def attach(
 
     """
     chosen = rule_of(rule)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, which compiles anew what has changed
     if gains not in ("exact", "learned"):
         raise ValueError(f"gains={gains!r} is neither 'exact' nor 'learned'.")
     if beta is not None and not beta > 0:
@@ -115,6 +116,10 @@ def adopted(model: nn.Module, rule: Rule, solver: Any, seed: int, given: dict[st
                 f"a part of the model is attached already but '{name}' ({type(module).__name__}) is not; call detach() of the "
                 "part's feedback first, then attach the whole."
             )
+    if len(links_of(model)) > 1:
+        raise ValueError(
+            "parts of the model are attached, each with a feedback of its own; call detach() of each, then attach the whole."
+        )
     for link in links_of(model):
         if link.rule != rule:
             raise ValueError(
@@ -146,4 +151,8 @@ def solver_of(solver: Any, rule: Rule) -> Any:
         )
     if isinstance(own, Fixed) and not isinstance(solver, Fixed):
         raise ValueError(f"rule={rule.name!r} does not learn ω, so it takes no solver, got {type(solver).__name__}.")
+    if rule.name != "ldrl" and (not isinstance(solver, type(own)) or solver.tracking != own.tracking):
+        raise ValueError(
+            f"rule={rule.name!r} learns ω by {own}, got {solver}, which makes another rule of it; use rule='ldrl' for that."
+        )
     return solver

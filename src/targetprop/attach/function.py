@@ -12,7 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch.autograd import Function
 
 aten = torch.ops.aten
@@ -38,6 +44,20 @@ def run(function: Any, *arguments: Any) -> Any:
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` runs: its tensors do not say that they need a gradient."""
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+def needs_gradient(x: Tensor) -> bool:
+    """Whether a signal is to be sent down to x, whatever transforms of ``torch.func`` wrap it.
+
+    Forward mode counts: it goes through θ, and the functions below refuse it.
+    """
+    if torch.compiler.is_compiling() or not transformed():
+        return x.requires_grad
+    while is_functorch_wrapped_tensor(x):
+        if x.requires_grad:
+            return True
+        x = get_unwrapped(x)
+    return x.requires_grad or any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ())
 
 
 class _Linear(Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.attach import coverage, tracking
-from targetprop.attach.growth import grow
+from targetprop.attach.growth import fill, grow
 from targetprop.attach.install import Gains, give_back, is_paired, look, sites_of, take
 from targetprop.attach.learning import calibrate, probe, redraw
 from targetprop.attach.link import Broadcast, links_of
@@ -22,6 +23,7 @@ from targetprop.feedback import FeedbackReport, Fixed
 from targetprop.feedback.memory import NEVER, Memory
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
+from targetprop.seeds import mixed
 
 
 class Feedback:
@@ -46,6 +48,10 @@ class Feedback:
         self.steps = 0
         self._followed: list[tracking.Step] = []
         self._rounds = 0
+        self._unchecked = False
+        self._undrawn: list[Site] = []
+        self._unseen: set[str] = set()
+        self._draw: Any = None
         self._weights: dict[str, tuple[int, bool]] = {}
         self._first: coverage.FirstPass | None = None
         self._broadcast: Any = None
@@ -73,6 +79,9 @@ class Feedback:
             if rule.direct and last is not None:
                 self._broadcast = last.register_forward_hook(Broadcast(self._link))
             grow(self.sites, rule, seed, shapes, last, adopting)
+            self._undrawn = [] if adopting else [s for s in self.sites if s.omega is not None and s.omega.is_meta]
+            if self._undrawn:
+                self._draw = model.register_forward_pre_hook(lambda *_: self._draw_late())
             omegas = [name for name, p in model.named_parameters(remove_duplicate=False) if self._is_omega(p)]
             if omegas:
                 self._ignore([*self._ignored_before, *omegas])
@@ -85,6 +94,25 @@ class Feedback:
         except BaseException:
             self.detach()
             raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the optimizers: torch copies and pickles those without their hooks."""
+        return self.__dict__ | {"_followed": [], "_rounds": 0, "_draw": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copied or pickled handle, with its model."""
+        self.__dict__.update(state)
+        self._link.handle = weakref.ref(self)
+
+    @torch.no_grad()
+    def _draw_late(self) -> None:
+        """Draw the ω of a model that was attached on the meta device, once it has left that."""
+        for site in [site for site in self._undrawn if not site.omega.is_meta]:
+            fill(site.omega, site, self.rule, self.seed)
+            self._undrawn.remove(site)
+        if not self._undrawn and self._draw is not None:
+            self._draw.remove()
+            self._draw = None
 
     def _ignore(self, names: list[str]) -> None:
         """Keep the parameters called ``names`` out of DDP's reducer."""
@@ -120,8 +148,9 @@ class Feedback:
         return not self.rule.direct and (self.rule.tracks or getattr(self.solver, "tracking", False))
 
     def _tracked(self, site: Site) -> bool:
-        """Whether a map's ω gets the increments of its θ: an optimizer is followed, and θ is a parameter that learns."""
-        return self._tracks and bool(self._followed) and site.theta is not None and not site.frozen
+        """Whether a map's ω gets the increments of its θ: a followed optimizer moves both."""
+        both = {id(site.theta), id(site.omega)}
+        return self._tracks and site.theta is not None and not site.frozen and any(both <= s.moved() for s in self._followed)
 
     def _calibrate(self) -> None:
         """Bring every ω under the solver's tolerance, from noise alone."""
@@ -142,6 +171,7 @@ class Feedback:
         """
         self.steps += 1
         self._forget_reminder()
+        self._draw_late()
         first = self._first
         if first and not first.done and any(site.theta is not None and site.theta.grad is not None for site in self.sites):
             first.missed()  # though a pass was made
@@ -149,6 +179,8 @@ class Feedback:
             for memory in self._memory.values():
                 memory.wait, memory.mismatch = 0, math.inf
         self._link.stale = False
+        checking, self._unchecked = self._unchecked, False
+        tolerance = getattr(self.solver, "tolerance", math.inf)
         report = {}
         for site in self._learners():
             redraw(site, self.rule, self.seed, self.steps)
@@ -157,12 +189,18 @@ class Feedback:
             if self._weights.setdefault(site.name, weight) != weight:  # another weight, or one that something computes now
                 self._weights[site.name] = weight
                 memory.wait = memory.interval = 0
-            settled = site.frozen and memory.mismatch <= getattr(self.solver, "tolerance", -1)
+            if checking and memory.probes and memory.mismatch < math.inf:
+                # DDP has broadcast θ but not ω, or θ was drawn anew, between attach and the first step.
+                seen = site.probe()
+                if seen is not None and not float(seen.mismatch(mixed(self.seed, memory.probes))) <= tolerance:
+                    memory.wait = memory.interval = 0
+            settled = site.frozen and memory.mismatch <= tolerance < math.inf
             if settled or not memory.due():
                 continue
             if memory.probes == 0 and not isinstance(self.solver, Fixed):
                 if not self._calibrated(site):
                     memory.wait = 1
+                    self._tell_unseen(site)
                     continue
             else:
                 probe(site, self.solver, memory, self.seed, self._tracked(site))
@@ -208,13 +246,24 @@ class Feedback:
             tracking.warn_without_decay(inner)
         followed = tracking.Step(inner, self._pairs, self._after, self._link.beta is not None)
         followed.count = self._rounds
+        self._unchecked = self.steps == 0
         self._followed.append(followed)
         self._forget_reminder()
         for index, site in enumerate(self._learners()):
             memory, interval = self._memory[site.name], getattr(self.solver, "probe_every", 1)
-            if self._tracked(site) and memory.probes and memory.wait < NEVER:
+            if self.steps == 0 and self._tracked(site) and memory.probes and memory.wait < NEVER:
                 memory.interval, memory.wait = interval, interval + index % interval  # not all in one step
         return optimizer
+
+    def _tell_unseen(self, site: Site) -> None:
+        if site.name not in self._unseen:
+            self._unseen.add(site.name)
+            warnings.warn(
+                f"the ω of '{site.name}' cannot learn before its module has run once outside torch.compile; give example "
+                "inputs, attach(model, x), or run one batch eagerly.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _forget_reminder(self) -> None:
         if self._reminder is not None:
@@ -240,7 +289,7 @@ class Feedback:
             self._link.exact = before
 
     def mismatch(self) -> dict[str, float]:
-        """‖A_ω − A_θ‖_F/‖A_θ‖_F per map, of the arrays as they are now: a measure for you, which no ω learns from.
+        """‖B − θ‖_F/‖θ‖_F per map, B what its rule sends through (ω for most): a measure for you, which no ω learns from.
 
         Raises:
             ValueError: for a rule whose ω are not shaped like θ.
@@ -248,7 +297,7 @@ class Feedback:
         """
         if self.rule.direct:
             raise ValueError("direct feedback alignment sends errors past the maps: its ω have no θ to be compared with.")
-        return {site.name: site.mismatch() for site in self.sites if site.omega is not None}
+        return {site.name: site.mismatch(self.rule) for site in self.sites if site.omega is not None}
 
     @property
     def papers(self) -> tuple[str, ...]:
@@ -276,7 +325,7 @@ class Feedback:
             step.remove()
             tracking.leave(step.optimizer, [site.omega for site in self.sites if site.omega is not None])
         self._followed = []
-        for handle in (self._first, self._broadcast, self._reminder):
+        for handle in (self._first, self._broadcast, self._reminder, self._draw):
             if handle is not None:
                 handle.remove()
         give_back(self.model, self._modules)
@@ -295,6 +344,8 @@ class Feedback:
         """What is remembered beside ω, which are in the model's own ``state_dict``: the solver's memory of every map."""
         return {
             "steps": self.steps,
+            "rule": self.rule.name,
+            "solver": type(self.solver).__name__,
             "maps": {name: memory.state_dict() for name, memory in self._memory.items()},
         }
 
@@ -302,16 +353,19 @@ class Feedback:
         """Restore what :meth:`state_dict` gave, so that a run goes on as if it had not stopped.
 
         Raises:
-            ValueError: it is of other maps.
+            ValueError: it is of other maps, another rule or another solver.
 
         """
+        own = {"rule": self.rule.name, "solver": type(self.solver).__name__}
+        for key, value in own.items():
+            if state.get(key, value) != value:
+                raise ValueError(f"this feedback state is of {key} {state[key]}, but the model is attached by {value}.")
         if set(state["maps"]) != set(self._memory):
             odd = sorted(set(state["maps"]) ^ set(self._memory))
             raise ValueError(f"this feedback state is of other maps than the model's: {', '.join(odd)} differ.")
         self.steps = state["steps"]
         for name, memory in state["maps"].items():
             self._memory[name].load_state_dict(memory)
-        self._link.stale = False
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""

@@ -15,6 +15,7 @@ from targetprop.attach import coverage
 from targetprop.attach.kinds import KINDS, attached_class, kind_of
 from targetprop.attach.link import Attached, Link, links_of
 from targetprop.attach.sites import Site
+from targetprop.attach.tracking import Reminder
 from targetprop.laboratory.pairing import Network
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule, rule_of
@@ -36,11 +37,18 @@ def take(
         taken = {name: module for name, module in model.named_modules() if isinstance(module, Attached)}
         for module in taken.values():
             module._feedback = before
-        return before, taken, []
+        for module in model.modules():  # what watched the model that this one is a copy of
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key, hook in list(hooks.items()):
+                    if isinstance(getattr(hook, "__self__", None), (coverage.FirstPass, Reminder)):
+                        del hooks[key]
+        return before, taken, list(before.left_out)
     link, taken, left_out = Link(rule, rule.direct, beta=beta), {}, []
     try:
         for name, module in model.named_modules():
-            if (only is not None and not re.search(only, name)) or (skip is not None and re.search(skip, name)):
+            parent = name.rpartition(".")[0]
+            unused = parent in left_out and isinstance(model.get_submodule(parent), nn.MultiheadAttention)
+            if unused or (only is not None and not re.search(only, name)) or (skip is not None and re.search(skip, name)):
                 left_out.append(name)
                 continue
             kind = kind_of(module)
@@ -48,7 +56,7 @@ def take(
                 continue
             if kind.name == "norm" and getattr(module, "weight", None) is None:
                 continue
-            refuse_weights(name, module)
+            refuse_weights(name, module, is_paired(model))
             module.__class__ = attached_class(type(module), kind)
             attached: Any = module
             attached._feedback = link
@@ -70,11 +78,11 @@ def give_back(model: nn.Module, taken: Mapping[str, Attached]) -> None:
         release(module, is_paired(model))
 
 
-def refuse_weights(name: str, module: nn.Module) -> None:
+def refuse_weights(name: str, module: nn.Module, paired: bool) -> None:
     """Refuse weights that feedback cannot be like.
 
     Raises:
-        ValueError: they have no shape yet, or are complex.
+        ValueError: they have no shape yet, are complex, or have the names of ω.
 
     """
     own = list(module.parameters())
@@ -84,6 +92,11 @@ def refuse_weights(name: str, module: nn.Module) -> None:
         )
     if any(p.is_complex() for p in own):
         raise ValueError(f"'{name}' ({type(module).__name__}) has complex weights, which feedback does not serve; skip it.")
+    taken = [key for key, _ in module.named_parameters(recurse=False) if is_feedback(key)]
+    if taken and not paired:
+        raise ValueError(
+            f"'{name}' ({type(module).__name__}) has a {taken[0]} of its own, where ω would go; rename or skip it."
+        )
 
 
 def refuse_idle(model: nn.Module, taken: Mapping[str, Attached], skip: str | None, beta: float | None) -> None:

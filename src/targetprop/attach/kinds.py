@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,13 +157,14 @@ def inherits(module: nn.Module, known: type[nn.Module]) -> bool:
     return "forward" not in module.__dict__ and all(getattr(own, name) is getattr(known, name) for name in methods)
 
 
-_classes: dict[tuple[type[nn.Module], str], type[Attached]] = {}
+_classes: weakref.WeakValueDictionary[tuple[type[nn.Module], str], type[Attached]] = weakref.WeakValueDictionary()
 
 
 def attached_class(base: type[nn.Module], kind: Kind) -> type[Attached]:
     """The subclass of ``base`` that runs through ω; made once, named as ``base``."""
     key = (base, kind.name)
-    if key not in _classes:
+    made = _classes.get(key)
+    if made is None:
         names = {
             "_feedback_base": base,
             "_feedback_kind": kind.name,
@@ -170,8 +172,8 @@ def attached_class(base: type[nn.Module], kind: Kind) -> type[Attached]:
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
         }
-        _classes[key] = type(base.__name__, (kind.mixin, base), names)
-    return _classes[key]
+        made = _classes[key] = type(base.__name__, (kind.mixin, base), names)
+    return made
 
 
 def rebuilt(base: type[nn.Module], kind: str) -> nn.Module:

@@ -50,7 +50,8 @@ def redraw(site: Site, rule: Rule, seed: int, step: int) -> None:
         return
     generator = Generator().manual_seed(mixed(seed, key_of(site.name), step, 1))
     omega = site.layout.of(whole(site.omega))
-    matrices = omega if site.layout.form == "field" else site.layout.matrices(omega)
+    field = site.layout.form == "field"
+    matrices = omega.reshape(1, len(omega), -1) if field else site.layout.matrices(omega)
     new = rule.redrawn(matrices, generator)
     if new is not None:
-        site.write(new.to(matrices))
+        site.write(new.to(matrices).reshape(omega.shape) if field else new.to(matrices))

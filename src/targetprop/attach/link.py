@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.attach import function
-from targetprop.attach.function import transformed
+from targetprop.attach.function import needs_gradient
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
 
@@ -25,6 +25,7 @@ class Link:
         direct: as the rule has it, also while the example inputs run by another.
         exact: backpropagate for now.
         stale: weights were loaded without their ω, so every map must be probed.
+        loaded: how often weights were loaded.
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
         left_out: names of modules that the user left alone.
@@ -36,14 +37,15 @@ class Link:
     direct: bool = False
     exact: bool = False
     stale: bool = False
+    loaded: int = 0
     beta: float | None = None
     left_out: tuple[str, ...] = ()
     error: Tensor | None = field(default=None, repr=False)
     handle: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the error of a pass that is over, and without the handle, which is another model's."""
-        return self.__dict__ | {"error": None, "handle": None}
+        """Without what belongs to a pass under way (its error, ``exact``), nor the handle, which is another model's."""
+        return self.__dict__ | {"error": None, "exact": False, "handle": None}
 
 
 class Attached(nn.Module):
@@ -67,6 +69,7 @@ class Attached(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
         """A checkpoint of the plain model loads strictly too: ω stay, and learn the new θ at the next step."""
         missing: list[str] = []
+        self._feedback.loaded += 1
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
         for key in missing:
             if is_feedback(key):
@@ -80,8 +83,6 @@ class Attached(nn.Module):
         rule = self._feedback.rule
         if not rule.own_feedback:
             return rule.sent(weight, weight)
-        if omega is None and transformed():  # torch.func hides whether the input needs a gradient; the examples said not
-            return weight
         if omega is None:
             raise RuntimeError(
                 f"{self._get_name()} has no feedback weights, because its input needed no gradient in the example inputs, but "
@@ -103,7 +104,7 @@ class Attached(nn.Module):
         if self._feedback.exact or not torch.is_grad_enabled():
             return True
         refuse_export()
-        return not (x.requires_grad or transformed())
+        return not needs_gradient(x)
 
 
 PROXY = torch._C._TorchDispatchModeKey.PROXY

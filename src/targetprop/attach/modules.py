@@ -153,8 +153,9 @@ class AttachedNorm(Attached):
             axis = input.dim() - self._feedback_positions(input)
             shape = [1] * axis + [-1] + [1] * (input.dim() - axis - 1)
         shaped = [1] * (input.dim() - len(shape)) + list(shape)
-        y = function.gain(normalised, weight.view(shaped), self._sent(weight, "feedback_gain").view(shaped))
-        return y if bias is None else y + bias.view(shaped)
+        gain, omega = (w.to(normalised.dtype).view(shaped) for w in (weight, self._sent(weight, "feedback_gain")))
+        y = function.gain(normalised, gain, omega)
+        return y if bias is None else y + bias.to(y.dtype).view(shaped)
 
     def _feedback_positions(self, input: Tensor) -> int:
         """Dimensions from the channels to the last: instance norms take an unbatched input too."""
@@ -190,4 +191,5 @@ class AttachedActivation(Attached):
         beta = self._feedback.beta
         if self._passes(input) or beta is None:
             return super().forward(input)
-        return function.difference(input, ACTIVATIONS[self._feedback_base](self), beta)
+        kind = next(base for base in self._feedback_base.__mro__ if base in ACTIVATIONS)
+        return function.difference(input, ACTIVATIONS[kind](self), beta)

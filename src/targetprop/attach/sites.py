@@ -18,6 +18,7 @@ from targetprop.attach.kinds import Layout
 from targetprop.attach.link import Attached
 from targetprop.attach.modules import map_of
 from targetprop.feedback.patches import Field, Patch, Probe
+from targetprop.rules import Rule
 
 
 @dataclass
@@ -82,12 +83,12 @@ class Site:
             sharded: Any = distribute_tensor(full, omega.device_mesh, omega.placements)
             cast(Any, omega.detach()).to_local().copy_(sharded.to_local())
 
-    def mismatch(self) -> float:
-        """‖ω − θ‖_F/‖θ‖_F of the arrays themselves: for the user's eyes; no ω learns from it."""
+    def mismatch(self, rule: Rule) -> float:
+        """‖B − θ‖_F/‖θ‖_F of the arrays themselves, B what ``rule`` sends through: for your eyes; no ω learns from it."""
         theta, omega = self.weight(), self.layout.of(whole(self.omega.detach()))
         wide = torch.promote_types(theta.dtype, torch.float32)
         theta, omega = theta.to(wide), omega.to(wide)
-        return float((omega - theta).norm() / theta.norm().clamp_min(torch.finfo(wide).tiny))
+        return float((rule.sent(theta, omega) - theta).norm() / theta.norm().clamp_min(torch.finfo(wide).tiny))
 
 
 def whole(tensor: Any) -> Tensor:

@@ -51,19 +51,31 @@ def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]
         if wanted == found:
             continue
         if found is not None:
-            params = optimizer.param_groups[found]["params"]
-            params[:] = [p for p in params if p is not omega]
+            drop(optimizer.param_groups[found], {id(omega)})
         if wanted is not None:
-            optimizer.param_groups[wanted]["params"].append(omega)
+            group = optimizer.param_groups[wanted]
+            if "param_names" in group:
+                at = next(i for i, p in enumerate(group["params"]) if p is theta)
+                owner, dot, name = group["param_names"][at].rpartition(".")
+                group["param_names"].append(f"{owner}{dot}feedback_{name}")
+            group["params"].append(omega)
             place[id(omega)] = wanted
     return count
+
+
+def drop(group: dict[str, Any], gone: set[int]) -> None:
+    """Take the parameters with ids ``gone`` out of a group, names and all."""
+    kept = [i for i, p in enumerate(group["params"]) if id(p) not in gone]
+    for key in ("params", "param_names"):
+        if key in group:
+            group[key][:] = [group[key][i] for i in kept]
 
 
 def leave(optimizer: Optimizer, omegas: Iterable[nn.Parameter]) -> None:
     """Take every ω out of the optimizer, state and all."""
     gone = {id(omega): omega for omega in omegas}
     for group in optimizer.param_groups:
-        group["params"][:] = [p for p in group["params"] if id(p) not in gone]
+        drop(group, set(gone))
     for omega in gone.values():
         optimizer.state.pop(omega, None)
 
@@ -116,17 +128,26 @@ class Step:
             )
         return with_gradients(self.copy, args, kwargs)
 
+    def moved(self) -> set[int]:
+        """The ids of what the optimizer moves."""
+        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+
     def copy(self) -> None:
-        """∇ω := ∇θ for every tracked map of this optimizer."""
-        mine = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        for theta, omega in self.pairs():
+        """∇ω := ∇θ for every tracked map of this optimizer; a θ that has joined it since brings its ω."""
+        mine, pairs = self.moved(), list(self.pairs())
+        if any(id(theta) in mine and id(omega) not in mine for theta, omega in pairs):
+            join(self.optimizer, pairs)
+            mine = self.moved()
+        for theta, omega in pairs:
             if id(omega) in mine and id(theta) in mine:
                 omega.grad = None if theta.grad is None else theta.grad.detach().clone()
 
     def end(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Clear them, and probe what is due."""
+        """Clear them, and probe what is due; our hook stays the last, so that others see the gradient of θ alone."""
         for _, omega in self.pairs():
             omega.grad = None
+        self.handles[0].remove()
+        self.handles[0] = optimizer.register_step_pre_hook(self.begin)
         self.after(optimizer)
 
     def remove(self) -> None:
@@ -140,16 +161,21 @@ class Reminder:
 
     def __init__(self, where: nn.Module, module: nn.Module, name: str, link: Link):
         """Watch the weight ``name`` of ``module`` before each training pass of ``where``."""
-        self.module, self.name, self.link, self.seen = module, name, link, None
+        self.module, self.name, self.link, self.seen, self.loaded = module, name, link, None, link.loaded
         self.handle = where.register_forward_pre_hook(self.look)
 
     def look(self, model: nn.Module, args: tuple) -> None:
         """Compare how often the weight has been written."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact or not model.training:
             return
+        if self.link.handle is None:  # a copy of the model
+            self.remove()
+            return
         weight = self.module._parameters.get(self.name)
         if weight is None:
             return
+        if self.loaded != self.link.loaded:  # a checkpoint, no step
+            self.loaded, self.seen = self.link.loaded, None
         if self.seen is not None and weight._version > self.seen:
             self.remove()
             warnings.warn(

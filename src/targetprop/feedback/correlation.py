@@ -58,7 +58,7 @@ class CorrelationSolver(ProbeSolver):
     def iterate(self, probe: Probe, memory: Memory, seed: int, count: int) -> Tensor:
         """The new ω; the mismatch remembered is that of the ω before."""
         memory.mismatch = float(probe.mismatch(seed))
-        mean = memory.tensors.get("correlation", torch.zeros_like(probe.omega))
+        mean = memory.tensors.get("correlation", torch.zeros_like(probe.omega)).to(probe.omega)
         for _ in range(count):
             noise = probe.noise(mixed(seed, memory.probes))
             found = probe.correlate(probe.respond(noise), noise) / len(noise)

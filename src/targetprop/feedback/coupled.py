@@ -59,7 +59,7 @@ class CoupledSolver(ProbeSolver):
     def iterate(self, probe: Probe, memory: Memory, seed: int, count: int) -> Tensor:
         """The new ω; the mismatch remembered is that of κ before the last correction."""
         omega = probe.omega
-        kappa = memory.tensors.get("auxiliary", torch.zeros_like(omega))
+        kappa = memory.tensors.get("auxiliary", torch.zeros_like(omega)).to(omega)
         for _ in range(count):
             omega, kappa = omega * (1 - self.decay), kappa * (1 - self.decay)
             step, before = probe.having(kappa).difference(mixed(seed, memory.probes))

@@ -182,8 +182,11 @@ class Field:
     omega: Tensor
 
     def noise(self, seed: int, count: int | None = None) -> Tensor:
-        """Standard normal noise (count, *shape)."""
-        count = min(ROWS, max(8, 2 * self.omega.numel() // max(1, self.omega.shape[0]))) if count is None else count
+        """Standard normal noise (count, *shape); by default twice as many positions as a unit has weights."""
+        rows = max(1, len(self.omega))
+        if count is None:
+            positions = max(1, self.predict(self.omega.new_zeros(1, *self.shape), self.omega).numel() // rows)
+            count = min(ROWS, max(8, -(-2 * self.omega.numel() // (rows * positions))))
         device = self.omega.device
         return torch.randn(count, *self.shape, generator=seeded(seed, device), dtype=self.omega.dtype, device=device)
 

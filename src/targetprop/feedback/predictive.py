@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from targetprop.feedback.memory import Memory
@@ -72,6 +73,9 @@ class PredictiveSolver(ProbeSolver):
             memory.after(mismatch, self.tolerance, shortest, self.probe_every_at_most)
             return None
         step, before = probe.difference(seed)
+        if not math.isfinite(before):  # ω is lost: from 0 on
+            probe = probe.having(torch.zeros_like(probe.omega))
+            step, before = probe.difference(seed)
         memory.after(float(before), self.tolerance, shortest, self.probe_every_at_most)
         omega = probe.omega + step
         memory.mismatch = float(probe.having(omega).mismatch(mixed(seed, 1)))
