@@ -488,7 +488,7 @@ def test_without_an_optimizer_to_follow_probes_teach_alone():
         optimizer.step()
         feedback.step()
         assert max(feedback.mismatch().values()) < 0.3
-    assert max(memory.probes for memory in feedback._memory.values()) > 5
+    assert max(memory.probes for memory in feedback.learning.memory.values()) > 5
 
 
 def test_feedback_that_nobody_teaches_is_said():
@@ -552,7 +552,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(solver):
     steps(12, *other)
     for key, value in whole[0].state_dict().items():
         assert torch.equal(value, other[0].state_dict()[key]), key
-    assert {k: m.state_dict() for k, m in whole[3]._memory.items()}.keys() == other[3]._memory.keys()
+    assert {k: m.state_dict() for k, m in whole[3].learning.memory.items()}.keys() == other[3].learning.memory.keys()
     with pytest.raises(ValueError, match="is of other maps than the model's"):
         tp.attach(nn.Linear(2, 2), solver=solver).load_state_dict(kept[1])
 
@@ -582,7 +582,7 @@ def test_a_registered_map_with_a_scale(scaled, c, solver):
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), scaled(6, 5, c), nn.Tanh(), scaled(5, 3, c))
     feedback = tp.attach(model, torch.randn(2, 6), solver=solver)
     assert max(feedback.mismatch().values()) < (0.2 if solver == "correlation" else 0.05)
-    assert max(memory.probes for memory in feedback._memory.values()) <= {"predictive": 20}.get(solver, 300)
+    assert max(memory.probes for memory in feedback.learning.memory.values()) <= {"predictive": 20}.get(solver, 300)
     plain_and_symmetric(lambda: nn.Sequential(nn.Linear(6, 6), scaled(6, 5, c)), torch.randn(3, 6, dtype=torch.float64))
 
 

@@ -214,7 +214,7 @@ def test_the_schedule_of_probes_is_restored_in_either_order(follow_first):
     model = build()
     feedback = tp.attach(model, X)
     train(model, feedback.follow(torch.optim.SGD(model.parameters(), 0.01)), 40)
-    state, waits = feedback.state_dict(), [memory.wait for memory in feedback._memory.values()]
+    state, waits = feedback.state_dict(), [memory.wait for memory in feedback.learning.memory.values()]
     assert max(waits) > 11
     other = tp.attach(build(), X)
     optimizer = torch.optim.SGD(other.model.parameters(), 0.01)
@@ -222,7 +222,7 @@ def test_the_schedule_of_probes_is_restored_in_either_order(follow_first):
         other.follow(optimizer)
     other.load_state_dict(state)
     other.follow(optimizer)
-    assert [memory.wait for memory in other._memory.values()] == waits
+    assert [memory.wait for memory in other.learning.memory.values()] == waits
 
 
 def test_a_state_of_another_rule_is_refused():
@@ -332,7 +332,7 @@ def test_iterations_of_the_correlation_count():
     one, many = (tp.attach(build(), solver=tp.feedback.CorrelationSolver(iterations=n)) for n in (1, 50))
     one.step()
     many.step()
-    assert one._memory["2"].probes + 49 == many._memory["2"].probes
+    assert one.learning.memory["2"].probes + 49 == many.learning.memory["2"].probes
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_redrawn_sizes_of_a_registered_map_are_those_of_the_first_draw():
 
     tp.register(Own, lambda m: lambda x, w: F.conv2d(x, w))
     try:
-        model = nn.Sequential(nn.Conv2d(1, 4, 3), Own(4, 8, 3))
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), Own(4, 8, 3, bias=False))
         feedback = tp.attach(model, torch.randn(2, 1, 9, 9), rule=tp.rules.SignSymmetry("brSF"))
         first = model[1].feedback_weight.abs().max()
         feedback.step()

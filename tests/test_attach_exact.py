@@ -66,4 +66,4 @@ def test_every_map_learns_from_noise(name):
     feedback = tp.attach(model, gains="learned")
     assert feedback.maps
     assert max(feedback.mismatch().values()) < 0.01
-    assert max(memory.probes for memory in feedback._memory.values()) <= 20
+    assert max(memory.probes for memory in feedback.learning.memory.values()) <= 20

@@ -82,4 +82,4 @@ def test_the_code_of_contributing_runs(code, tmp_path, monkeypatch):
 
 def started(feedback):
     """The mismatch that calibration found before its half step."""
-    return next(iter(feedback._memory.values())).mismatch
+    return next(iter(feedback.learning.memory.values())).mismatch

@@ -187,8 +187,10 @@ class FirstPass:
         self.remove()
         report(sentences(watch.found), self.strict)
 
-    def missed(self) -> None:
-        """A step was made, but the model's own forward never ran eagerly: what it does beside its maps was not seen."""
+    def stepped(self, weights: Iterable[Tensor | None]) -> None:
+        """A step was made. With gradients, though the model's own forward never ran eagerly, its other products are unseen."""
+        if self.done or not any(weight is not None and weight.grad is not None for weight in weights):
+            return
         self.remove()
         text = (
             "the forward of the model itself never ran eagerly, so what it multiplies outside its maps was not seen; give "

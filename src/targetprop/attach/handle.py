@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,15 +13,13 @@ from torch import Tensor, nn
 from targetprop.attach import coverage, tracking
 from targetprop.attach.growth import fill, grow
 from targetprop.attach.install import Gains, give_back, is_paired, look, sites_of, take
-from targetprop.attach.learning import calibrate, probe, redraw
+from targetprop.attach.learning import Learning
 from targetprop.attach.link import Broadcast, links_of
 from targetprop.attach.sites import Site
 from targetprop.attach.table import table
 from targetprop.feedback import FeedbackReport, Fixed
-from targetprop.feedback.memory import NEVER, Memory
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
-from targetprop.seeds import mixed
 
 
 class Feedback:
@@ -33,6 +29,7 @@ class Feedback:
         model: the model.
         rule: what its maps send back.
         solver: how ω learn.
+        learning: when, and what is remembered of each.
         sites: the maps that send a signal back.
         report: per map name, what its solver did in the last step.
 
@@ -45,14 +42,11 @@ class Feedback:
         """See :func:`attach`."""
         self.model, self.rule, self.solver, self.seed = model, rule, solver, seed
         self.report: dict[str, FeedbackReport] = {}
-        self.steps = 0
+        self.learning = Learning(rule, solver, seed, self._tracked)
         self._followed: list[tracking.Step] = []
         self._rounds = 0
-        self._unchecked = False
         self._undrawn: list[Site] = []
-        self._unseen: set[str] = set()
         self._draw: Any = None
-        self._weights: dict[str, tuple[int, bool]] = {}
         self._first: coverage.FirstPass | None = None
         self._broadcast: Any = None
         self._reminder: tracking.Reminder | None = None
@@ -85,8 +79,8 @@ class Feedback:
             omegas = [name for name, p in model.named_parameters(remove_duplicate=False) if self._is_omega(p)]
             if omegas:
                 self._ignore([*self._ignored_before, *omegas])
-            self._memory = {site.name: Memory() for site in self._learners()}
-            self._calibrate()
+            with torch.no_grad():
+                self.learning.begin(self._learners())
             watched = next((s for s in self._learners() if s.theta is not None and not s.frozen), None)
             if watched is not None and (self._tracks or not isinstance(solver, Fixed)):
                 where = model if is_paired(model) else watched.module
@@ -149,18 +143,8 @@ class Feedback:
 
     def _tracked(self, site: Site) -> bool:
         """Whether a map's ω gets the increments of its θ: a followed optimizer moves both."""
-        both = {id(site.theta), id(site.omega)}
-        return self._tracks and site.theta is not None and not site.frozen and any(both <= s.moved() for s in self._followed)
-
-    def _calibrate(self) -> None:
-        """Bring every ω under the solver's tolerance, from noise alone."""
-        with torch.no_grad():
-            for site in self._learners():
-                self._calibrated(site)
-
-    def _calibrated(self, site: Site) -> bool:
-        """Whether a map could be calibrated: a registered one must have seen an input first."""
-        return calibrate(site, self.solver, self._memory[site.name], self.seed, self._tracked(site))
+        both, learns = {id(site.theta), id(site.omega)}, site.theta is not None and not site.frozen
+        return self._tracks and learns and any(both <= step.moved() for step in self._followed)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -169,50 +153,18 @@ class Feedback:
         A map that stays under the solver's tolerance is probed ever more rarely, the interval doubling up to the solver's
         maximum; one that is over is corrected, and probed soon again. Weights loaded without their ω are probed at once.
         """
-        self.steps += 1
         self._forget_reminder()
         self._draw_late()
-        first = self._first
-        if first and not first.done and any(site.theta is not None and site.theta.grad is not None for site in self.sites):
-            first.missed()  # though a pass was made
-        if self._link.stale and not isinstance(self.solver, Fixed):
-            for memory in self._memory.values():
-                memory.wait, memory.mismatch = 0, math.inf
+        if self._first is not None:
+            self._first.stepped([site.theta for site in self.sites])
+        self.report = self.learning.step(self._learners(), self._link.stale)
         self._link.stale = False
-        checking, self._unchecked = self._unchecked, False
-        tolerance = getattr(self.solver, "tolerance", math.inf)
-        report = {}
-        for site in self._learners():
-            redraw(site, self.rule, self.seed, self.steps)
-            memory = self._memory[site.name]
-            weight = id(site.theta), site.theta is None
-            if self._weights.setdefault(site.name, weight) != weight:  # another weight, or one that something computes now
-                self._weights[site.name] = weight
-                memory.wait = memory.interval = 0
-            if checking and memory.probes and memory.mismatch < math.inf:
-                # DDP has broadcast θ but not ω, or θ was drawn anew, between attach and the first step.
-                seen = site.probe()
-                if seen is not None and not float(seen.mismatch(mixed(self.seed, memory.probes))) <= tolerance:
-                    memory.wait = memory.interval = 0
-            settled = site.frozen and memory.mismatch <= tolerance < math.inf
-            if settled or not memory.due():
-                continue
-            if memory.probes == 0 and not isinstance(self.solver, Fixed):
-                if not self._calibrated(site):
-                    memory.wait = 1
-                    self._tell_unseen(site)
-                    continue
-            else:
-                probe(site, self.solver, memory, self.seed, self._tracked(site))
-            report[site.name] = FeedbackReport(1, mismatch=memory.mismatch)
-        self.report = report
 
     def follow(self, optimizer: Any) -> Any:
         """Let ω learn with ``optimizer``: tracking before its step, probes, where due, after it.
 
         Tracking gives ω the finished gradient of θ within the step, so that equal increments keep ω − θ (Kolen and Pollack
-        1994); ω joins the parameter group of its θ, whatever the optimizer was built with. Outside
-        the step ``ω.grad`` is None.
+        1994); ω joins the parameter group of its θ, whatever the optimizer was built with. Outside the step ``ω.grad`` is None.
 
         Args:
             optimizer: any ``torch.optim.Optimizer``, also as wrapped by Lightning or accelerate. With several optimizers,
@@ -246,29 +198,20 @@ class Feedback:
             tracking.warn_without_decay(inner)
         followed = tracking.Step(inner, self._pairs, self._after, self._link.beta is not None)
         followed.count = self._rounds
-        self._unchecked = self.steps == 0
         self._followed.append(followed)
         self._forget_reminder()
-        for index, site in enumerate(self._learners()):
-            memory, interval = self._memory[site.name], getattr(self.solver, "probe_every", 1)
-            if self.steps == 0 and self._tracked(site) and memory.probes and memory.wait < NEVER:
-                memory.interval, memory.wait = interval, interval + index % interval  # not all in one step
+        self.learning.spread(self._learners())
         return optimizer
-
-    def _tell_unseen(self, site: Site) -> None:
-        if site.name not in self._unseen:
-            self._unseen.add(site.name)
-            warnings.warn(
-                f"the ω of '{site.name}' cannot learn before its module has run once outside torch.compile; give example "
-                "inputs, attach(model, x), or run one batch eagerly.",
-                UserWarning,
-                stacklevel=4,
-            )
 
     def _forget_reminder(self) -> None:
         if self._reminder is not None:
             self._reminder.remove()
             self._reminder = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the feedback so far."""
+        return self.learning.steps
 
     def _after(self, optimizer: Any) -> None:
         """A step of the feedback for every round of the optimizers: each that goes ahead of all begins a new one."""
@@ -342,12 +285,7 @@ class Feedback:
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered beside ω, which are in the model's own ``state_dict``: the solver's memory of every map."""
-        return {
-            "steps": self.steps,
-            "rule": self.rule.name,
-            "solver": type(self.solver).__name__,
-            "maps": {name: memory.state_dict() for name, memory in self._memory.items()},
-        }
+        return self.learning.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, so that a run goes on as if it had not stopped.
@@ -356,16 +294,7 @@ class Feedback:
             ValueError: it is of other maps, another rule or another solver.
 
         """
-        own = {"rule": self.rule.name, "solver": type(self.solver).__name__}
-        for key, value in own.items():
-            if state.get(key, value) != value:
-                raise ValueError(f"this feedback state is of {key} {state[key]}, but the model is attached by {value}.")
-        if set(state["maps"]) != set(self._memory):
-            odd = sorted(set(state["maps"]) ^ set(self._memory))
-            raise ValueError(f"this feedback state is of other maps than the model's: {', '.join(odd)} differ.")
-        self.steps = state["steps"]
-        for name, memory in state["maps"].items():
-            self._memory[name].load_state_dict(memory)
+        self.learning.load_state_dict(state)
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""

@@ -1,14 +1,17 @@
-"""What a solver does to the ω of one map: calibrate, probe; and what a rule does that draws them anew."""
+"""How the ω of a model's maps learn: what the solver remembers of each, which are due, and what a step does to them."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Generator
 
 from targetprop.attach.growth import key_of
 from targetprop.attach.sites import Site, whole
-from targetprop.feedback import Fixed
+from targetprop.feedback import FeedbackReport, Fixed, ProbeSolver
 from targetprop.feedback.memory import NEVER, Memory
 from targetprop.rules import Rule
 from targetprop.seeds import mixed
@@ -17,31 +20,143 @@ CALIBRATIONS = 20
 """Probes that ``attach`` makes of a map at most until it is under the solver's tolerance."""
 
 
-def calibrate(site: Site, solver: Any, memory: Memory, seed: int, tracked: bool) -> bool:
-    """Bring the ω of a map under the solver's tolerance, from noise alone; False where it cannot be probed yet."""
-    if isinstance(solver, Fixed):
-        memory.wait = NEVER
-        return True
-    if site.omega.is_meta:
-        return False
-    tolerance = getattr(solver, "tolerance", None)
-    for _ in range(CALIBRATIONS):
-        seen = site.probe()
-        if seen is None:
+class Learning:
+    """The learning of all ω of one model.
+
+    Attributes:
+        rule: what the maps send back.
+        solver: how ω learn.
+        seed: of the noise.
+        tracked: whether the ω of a map gets the increments of its θ.
+        memory: per map name, the solver's.
+        steps: so far.
+
+    """
+
+    def __init__(self, rule: Rule, solver: ProbeSolver, seed: int, tracked: Callable[[Site], bool]):
+        """Of no map yet."""
+        self.rule, self.solver, self.seed, self.tracked = rule, solver, seed, tracked
+        self.memory: dict[str, Memory] = {}
+        self.steps = 0
+        self._tolerance: float = getattr(solver, "tolerance", math.inf)
+        self._weights: dict[str, tuple[int, bool]] = {}
+        self._unchecked = False
+        self._unseen: set[str] = set()
+
+    def begin(self, sites: Sequence[Site]) -> None:
+        """Bring the ω of ``sites`` under the solver's tolerance, from noise alone."""
+        self.memory = {site.name: Memory() for site in sites}
+        for site in sites:
+            self.calibrate(site)
+
+    def calibrate(self, site: Site) -> bool:
+        """The same for one map; False where it cannot be probed yet: a registered one must have seen an input first."""
+        memory = self.memory[site.name]
+        if isinstance(self.solver, Fixed):
+            memory.wait = NEVER
+            return True
+        if site.omega.is_meta:
             return False
-        learned = solver.calibrate(seen, memory, mixed(seed, key_of(site.name), memory.probes), tracked)
-        if learned is not None:
-            site.write(learned)
-        if tolerance is None or not memory.mismatch > tolerance:
-            break
-    return True
+        for _ in range(CALIBRATIONS):
+            seen = site.probe()
+            if seen is None:
+                return False
+            learned = self.solver.calibrate(seen, memory, self._noise(site, memory), self.tracked(site))
+            if learned is not None:
+                site.write(learned)
+            if not memory.mismatch > self._tolerance or self._tolerance == math.inf:
+                break
+        return True
 
+    def spread(self, sites: Sequence[Site]) -> None:
+        """Before the first step: tracked maps are probed in turn, after all have been checked once."""
+        self._unchecked = self.steps == 0
+        interval = getattr(self.solver, "probe_every", 1)
+        for index, site in enumerate(sites if self._unchecked else ()):
+            memory = self.memory[site.name]
+            if self.tracked(site) and memory.probes and memory.wait < NEVER:
+                memory.interval, memory.wait = interval, interval + index % interval
 
-def probe(site: Site, solver: Any, memory: Memory, seed: int, tracked: bool) -> None:
-    """Let the solver look at a map, and move its ω where it will."""
-    learned = solver.probe(site.probe(), memory, mixed(seed, key_of(site.name), memory.probes), tracked)
-    if learned is not None:
-        site.write(learned)
+    def step(self, sites: Sequence[Site], stale: bool) -> dict[str, FeedbackReport]:
+        """Probe what is due; all where weights were loaded without their ω (``stale``)."""
+        self.steps += 1
+        if stale and not isinstance(self.solver, Fixed):
+            for memory in self.memory.values():
+                memory.wait, memory.mismatch = 0, math.inf
+        checking, self._unchecked = self._unchecked, False
+        report = {}
+        for site in sites:
+            redraw(site, self.rule, self.seed, self.steps)
+            memory = self.memory[site.name]
+            if self._is_other(site) or (checking and self._has_strayed(site, memory)):
+                memory.wait = memory.interval = 0
+            settled = site.frozen and memory.mismatch <= self._tolerance < math.inf
+            if settled or not memory.due():
+                continue
+            if memory.probes == 0 and not isinstance(self.solver, Fixed):
+                if not self.calibrate(site):
+                    memory.wait = 1
+                    self._tell_unseen(site)
+                    continue
+            else:
+                seen: Any = site.probe()
+                learned = self.solver.probe(seen, memory, self._noise(site, memory), self.tracked(site))
+                if learned is not None:
+                    site.write(learned)
+            report[site.name] = FeedbackReport(1, mismatch=memory.mismatch)
+        return report
+
+    def _noise(self, site: Site, memory: Memory) -> int:
+        """The seed of a map's next probe."""
+        return mixed(self.seed, key_of(site.name), memory.probes)
+
+    def _is_other(self, site: Site) -> bool:
+        """Whether θ is another tensor than in the last step, or one that something computes now."""
+        weight = id(site.theta), site.theta is None
+        before, self._weights[site.name] = self._weights.get(site.name, weight), weight
+        return before != weight
+
+    def _has_strayed(self, site: Site, memory: Memory) -> bool:
+        """Whether θ moved without ω since it was calibrated: DDP broadcasts θ alone, a user may draw it anew."""
+        seen = site.probe() if memory.probes and memory.mismatch < math.inf else None
+        return seen is not None and not float(seen.mismatch(self._noise(site, memory))) <= self._tolerance
+
+    def _tell_unseen(self, site: Site) -> None:
+        if site.name not in self._unseen:
+            self._unseen.add(site.name)
+            warnings.warn(
+                f"the ω of '{site.name}' cannot learn before its module has run once outside torch.compile; give example "
+                "inputs, attach(model, x), or run one batch eagerly.",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside ω."""
+        return {
+            "steps": self.steps,
+            "rule": self.rule.name,
+            "solver": type(self.solver).__name__,
+            "maps": {name: memory.state_dict() for name, memory in self.memory.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: it is of other maps, another rule or another solver.
+
+        """
+        own = {"rule": self.rule.name, "solver": type(self.solver).__name__}
+        for key, value in own.items():
+            if state.get(key, value) != value:
+                raise ValueError(f"this feedback state is of {key} {state[key]}, but the model is attached by {value}.")
+        if set(state["maps"]) != set(self.memory):
+            odd = sorted(set(state["maps"]) ^ set(self.memory))
+            raise ValueError(f"this feedback state is of other maps than the model's: {', '.join(odd)} differ.")
+        self.steps, self._unchecked = state["steps"], False
+        for name, memory in state["maps"].items():
+            self.memory[name].load_state_dict(memory)
 
 
 def redraw(site: Site, rule: Rule, seed: int, step: int) -> None:

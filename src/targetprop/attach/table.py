@@ -14,7 +14,7 @@ def table(feedback: Any) -> str:
     rows = [("map", "θ", "rule", "ω", "mismatch")]
     learners = {site.name for site in feedback._learners()}
     for site in feedback.sites:
-        memory = feedback._memory.get(site.name)
+        memory = feedback.learning.memory.get(site.name)
         how = learning(feedback, site) if site.name in learners or feedback.rule.direct else "shared"
         last = "" if memory is None or memory.mismatch == math.inf else f"{memory.mismatch:.2g}"
         shape = "×".join(str(size) for size in site.layout.of(site.array()).shape)
