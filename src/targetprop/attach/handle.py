@@ -164,7 +164,7 @@ class Feedback:
         """Let ω learn with ``optimizer``: tracking before its step, probes, where due, after it.
 
         Tracking gives ω the finished gradient of θ within the step, so that equal increments keep ω − θ (Kolen and Pollack
-        1994); ω joins the parameter group of its θ, whatever the optimizer was built with. Outside the step ``ω.grad`` is None.
+        1994); ω joins the parameter group of its θ. Outside the step ``ω.grad`` is None.
 
         Args:
             optimizer: any ``torch.optim.Optimizer``, also as wrapped by Lightning or accelerate. With several optimizers,

@@ -56,7 +56,7 @@ def take(
                 continue
             if kind.name == "norm" and getattr(module, "weight", None) is None:
                 continue
-            refuse_weights(name, module, is_paired(model))
+            refuse_weights(name, module)
             module.__class__ = attached_class(type(module), kind)
             attached: Any = module
             attached._feedback = link
@@ -78,11 +78,11 @@ def give_back(model: nn.Module, taken: Mapping[str, Attached]) -> None:
         release(module, is_paired(model))
 
 
-def refuse_weights(name: str, module: nn.Module, paired: bool) -> None:
+def refuse_weights(name: str, module: nn.Module) -> None:
     """Refuse weights that feedback cannot be like.
 
     Raises:
-        ValueError: they have no shape yet, are complex, or have the names of ω.
+        ValueError: they have no shape yet, are complex, or have the name of ω.
 
     """
     own = list(module.parameters())
@@ -92,10 +92,10 @@ def refuse_weights(name: str, module: nn.Module, paired: bool) -> None:
         )
     if any(p.is_complex() for p in own):
         raise ValueError(f"'{name}' ({type(module).__name__}) has complex weights, which feedback does not serve; skip it.")
-    taken = [key for key, _ in module.named_parameters(recurse=False) if is_feedback(key)]
-    if taken and not paired:
+    known = module._parameters.get("feedback_weight")  # a layer that was paired keeps its own
+    if known is not None and known.shape != getattr(module, "weight", known[..., None]).shape:
         raise ValueError(
-            f"'{name}' ({type(module).__name__}) has a {taken[0]} of its own, where ω would go; rename or skip it."
+            f"'{name}' ({type(module).__name__}) has a feedback_weight of its own, where ω would go; rename or skip it."
         )
 
 
