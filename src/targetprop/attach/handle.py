@@ -208,10 +208,7 @@ class Feedback:
             self._reminder.remove()
             self._reminder = None
 
-    @property
-    def steps(self) -> int:
-        """Steps of the feedback so far."""
-        return self.learning.steps
+    steps = property(lambda self: self.learning.steps, doc="Steps of the feedback so far.")
 
     def _after(self, optimizer: Any) -> None:
         """A step of the feedback for every round of the optimizers: each that goes ahead of all begins a new one."""
