@@ -1,8 +1,6 @@
 """The handle that ``attach`` returns: tracking, probes, rules, coverage, copies, errors."""
 
 import copy
-import doctest
-import importlib
 import itertools
 import math
 import subprocess
@@ -782,10 +780,3 @@ def test_importing_the_library_loads_torch_and_the_standard_library_alone():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["targetprop"]
-
-
-@pytest.mark.parametrize("module", ["targetprop.attach.entry", "targetprop.rules"])
-def test_examples_of_docstrings_run(module):
-    found = doctest.testmod(importlib.import_module(module))
-    assert found.attempted > 0
-    assert found.failed == 0

@@ -237,6 +237,37 @@ def test_two_processes_learn_feedback(wrapper):
     assert worlds.codes(worlds.spawn(trained, 2, "convnext", wrapper)) == [0, 0]
 
 
+def drawn_apart(name, wrapper):
+    """One of two processes that each drew θ and ω for itself: DDP hands out one θ, and every ω must come to be of that one."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=timedelta(seconds=20))
+    model, x, loss = models.make(name, torch.float32)
+    torch.manual_seed(dist.get_rank())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    feedback = tp.attach(model, seed=dist.get_rank())
+    run = nn.parallel.DistributedDataParallel(model)
+    optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 0.01))
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss(run(x)).backward()
+        optimizer.step()
+    assert max(feedback.mismatch().values()) < 0.01
+    theta = feedback.sites[-1].theta.detach().clone()
+    dist.broadcast(theta, 0)
+    assert torch.equal(theta, feedback.sites[-1].theta)
+    run = None
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def test_two_processes_that_drew_their_own_weights():
+    assert worlds.codes(worlds.spawn(drawn_apart, 2, "convnext", "ddp")) == [0, 0]
+
+
 class Recorder(torch.optim.SGD):
     """SGD that keeps the gradients it is given, by name."""
 

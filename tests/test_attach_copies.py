@@ -510,3 +510,20 @@ def test_a_registered_map_that_never_ran_eagerly_is_named():
             feedback.step()
     finally:
         del tp.maps.MAPS[Own]
+
+
+class Lower(nn.Linear):
+    """Uses the lower triangle of its weight alone."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.tril(), self.bias)
+
+
+def test_the_mismatch_of_a_registered_map_is_that_of_what_it_computes():
+    tp.register(Lower, lambda module: lambda x, w: x @ w.tril().T)
+    try:
+        feedback = tp.attach(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), Lower(8, 8)), torch.randn(2, 8))
+        assert feedback.sites[0].omega.sub(feedback.sites[0].theta).norm() > 0.1  # above the diagonal nothing can be learned
+        assert feedback.mismatch()["2"] < 0.01
+    finally:
+        del tp.maps.MAPS[Lower]

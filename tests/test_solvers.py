@@ -227,7 +227,7 @@ def test_the_coupled_difference_shrinks_by_the_decay_whatever_the_corrections():
 def test_a_probe_solves_only_where_the_mismatch_is_over_tolerance():
     net = tp.networks.simple_vgg((2, 8, 8), 5, (4, 6)).double()
     x, y = torch.randn(8, 2, 8, 8, dtype=torch.float64), torch.arange(8) % 5
-    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(tracking=False))
+    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(tolerance=0.1, tracking=False))
     algo.backward(x, y)
     layer = dict(zip(net.names, net.layers, strict=True))["conv_1"]
     with torch.no_grad():

@@ -20,7 +20,8 @@ def cite(algo: Any) -> str:
         algo: an algorithm, or the handle that ``attach`` returned.
 
     Example:
-        >>> print(tp.cite(algo))
+        >>> tp.cite(tp.attach(torch.nn.Linear(8, 4))).splitlines()[0]
+        '@inproceedings{ernoult2022,'
 
     """
     keys = algo.papers

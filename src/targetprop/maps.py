@@ -232,15 +232,24 @@ MAPS: dict[type[nn.Module], Callable[..., LinearMap]] = {nn.Conv2d: conv2d, nn.L
 
 
 def register(module_type: type[nn.Module], make: Callable[..., Callable[[Tensor, Tensor], Tensor]], bias_dim: int = 1):
-    """Let ``targetprop.pair`` take modules of a type of yours.
+    """Let ``targetprop.pair`` and ``targetprop.attach`` take modules of a type of yours.
+
+    ``attach`` knows every layer of torch with a linear map by itself and keeps to what it knows of those.
 
     Args:
-        module_type: a module with a ``weight`` and an optional ``bias``, such as ``nn.Conv1d``.
+        module_type: a module with a ``weight`` and an optional ``bias``.
         make: module ↦ the function (x, w) ↦ A_w x it computes without its bias, linear in x and in w.
         bias_dim: the output dimension the bias runs along.
 
     Example:
-        >>> tp.register(nn.Conv1d, lambda m: lambda x, w: F.conv1d(x, w, None, m.stride, m.padding, m.dilation, m.groups))
+        >>> import torch, targetprop as tp
+        >>> class Masked(torch.nn.Linear):
+        ...     def forward(self, x):
+        ...         return torch.nn.functional.linear(x, self.weight.tril(), self.bias)
+        >>> tp.register(Masked, lambda module: lambda x, w: x @ w.tril().T)
+        >>> feedback = tp.attach(torch.nn.Sequential(Masked(8, 8), torch.nn.Tanh(), Masked(8, 8)), torch.randn(2, 8))
+        >>> max(feedback.mismatch().values()) < 0.01
+        True
 
     """
     MAPS[module_type] = lambda module: AutogradMap(make(module), bias_dim)

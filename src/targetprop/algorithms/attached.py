@@ -31,9 +31,10 @@ class Attached(Algorithm):
         feedback: the handle; None for backpropagation, and for direct feedback alignment before its first batch.
 
     Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
         >>> algo = tp.algorithms.FeedbackAlignment(model)
-        >>> algo.follow(optimizer)
-        >>> report = algo.backward(x, y)
+        >>> optimizer = algo.follow(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> report = algo.backward(torch.randn(32, 8), torch.randint(4, (32,)))
         >>> optimizer.step()
 
     """
@@ -127,11 +128,10 @@ class Attached(Algorithm):
         loss = self.backpropagate(self.loss(logits, y), [p for p in forward_parameters(self.net) if p.requires_grad])
         return Report(loss, logits.detach(), named_by_layer(self.net, self.feedback.report) if self.feedback else {})
 
-    def follow(self, optimizer: Any) -> None:
-        """Track and probe in the optimizer's steps."""
+    def follow(self, optimizer: Any) -> Any:
+        """Track and probe in the optimizer's steps; returns it."""
         self._followed.append(optimizer)
-        if self.feedback is not None:
-            self.feedback.follow(optimizer)
+        return optimizer if self.feedback is None else self.feedback.follow(optimizer)
 
     def compile(self, mode: str | None = None) -> None:
         """Let torch.compile fuse both passes."""

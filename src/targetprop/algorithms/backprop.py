@@ -16,8 +16,9 @@ class Backprop(Attached):
     """∂L/∂θ of the batch-mean loss by autograd (Rumelhart et al. 1986), of any module, attached or not.
 
     Example:
-        >>> algo = Backprop(net)
-        >>> report = algo.backward(x, y)
+        >>> algo = tp.algorithms.Backprop(torch.nn.Linear(8, 4))
+        >>> algo.backward(torch.randn(32, 8), torch.randint(4, (32,))).loss.shape
+        torch.Size([])
 
     """
 

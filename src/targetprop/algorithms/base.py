@@ -114,9 +114,9 @@ class Algorithm(ABC):
     def backward(self, x: Tensor, y: Tensor) -> Report:
         """Add to ``.grad`` an estimate of the gradient of the batch-mean loss, after training the feedback path, if any."""
 
-    def follow(self, optimizer: Any) -> None:
-        """Let the feedback learn in the steps of ``optimizer``, where the rule needs it; explicit passes do not."""
-        return None
+    def follow(self, optimizer: Any) -> Any:
+        """Let the feedback learn in the steps of ``optimizer``, where the rule needs that; returns it."""
+        return optimizer
 
     @abstractmethod
     def compile(self, mode: str | None = None) -> None:

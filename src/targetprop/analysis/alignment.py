@@ -158,8 +158,12 @@ def alignment(net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int 
         TypeError: the second argument is neither an algorithm nor a ``Feedback``.
 
     Example:
-        >>> alignment(net, algo, x, y)["conv_1"].update_angle
-        >>> alignment(model, feedback, lambda model: F.cross_entropy(model(x), y))["head.weight"].update_angle
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+        >>> x, y = torch.randn(32, 8), torch.randint(4, (32,))
+        >>> feedback = tp.attach(model, x)
+        >>> found = tp.analysis.alignment(model, feedback, lambda model: F.cross_entropy(model(x), y))
+        >>> found["0.weight"].update_angle < 1  # degrees
+        True
 
     """
     if isinstance(algo, Feedback):

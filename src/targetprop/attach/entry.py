@@ -143,7 +143,7 @@ def solver_of(solver: Any, rule: Rule) -> Any:
     if isinstance(solver, str):
         if solver not in able:
             raise ValueError(f"unknown solver {solver!r} of attached maps; known are {', '.join(able)}.")
-        solver = own if isinstance(own, SOLVERS[solver]) else SOLVERS[solver]()
+        solver = SOLVERS[solver]()
     if not isinstance(solver, ProbeSolver):
         raise ValueError(
             f"{type(solver).__name__} needs a layer's noisy pass and serves networks made by targetprop.pair; attached maps "

@@ -229,7 +229,9 @@ class Feedback:
             self._link.exact = before
 
     def mismatch(self) -> dict[str, float]:
-        """‖B − θ‖_F/‖θ‖_F per map, B what its rule sends through (ω for most): a measure for you, which no ω learns from.
+        """‖B − θ‖_F/‖θ‖_F per map, B what its rule sends through (ω for most), of a registered map ‖A_B − A_θ‖_F/‖A_θ‖_F.
+
+        It is a measure for you, which no ω learns from.
 
         Raises:
             ValueError: for a rule whose ω are not shaped like θ.

@@ -91,7 +91,7 @@ class Learning:
             if self._is_other(site) or (checking and self._has_strayed(site, memory)):
                 memory.wait = memory.interval = 0
             settled = site.frozen and memory.mismatch <= self._tolerance < math.inf
-            if settled or not memory.due():
+            if settled or not memory.tick():
                 continue
             if memory.probes == 0 and not isinstance(self.solver, Fixed):
                 if not self.calibrate(site):

@@ -84,10 +84,15 @@ class Site:
             cast(Any, omega.detach()).to_local().copy_(sharded.to_local())
 
     def mismatch(self, rule: Rule) -> float:
-        """‖B − θ‖_F/‖θ‖_F of the arrays themselves, B what ``rule`` sends through: for your eyes; no ω learns from it."""
+        """‖B − θ‖_F/‖θ‖_F of the arrays themselves, B what ``rule`` sends through: for your eyes; no ω learns from it.
+
+        What a registered map does with its array is its own affair (a mask, say), so there noise tells, as in its probes.
+        """
         theta, omega = self.weight(), self.layout.of(whole(self.omega.detach()))
         wide = torch.promote_types(theta.dtype, torch.float32)
         theta, omega = theta.to(wide), omega.to(wide)
+        if self.layout.form == "field" and (seen := self.probe()) is not None:
+            return float(seen.having(rule.sent(theta, omega)).mismatch(0))
         return float((rule.sent(theta, omega) - theta).norm() / theta.norm().clamp_min(torch.finfo(wide).tiny))
 
 

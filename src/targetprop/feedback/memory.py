@@ -32,7 +32,7 @@ class Memory:
     mismatch: float = math.inf
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def due(self) -> bool:
+    def tick(self) -> bool:
         """One step has passed: whether to probe now."""
         self.wait -= 1
         return self.wait <= 0

@@ -96,11 +96,11 @@ def hadamard(order: int, like: Tensor) -> Tensor:
 def orthogonal_noise(inputs: int, seed: int, like: Tensor) -> Iterator[Tensor]:
     """Blocks of ±1 noise (rows, inputs), n rows in all, n the power of two from ``inputs`` on, whose εᵀε is n·1."""
     order = 1 << (inputs - 1).bit_length()
-    flip = signs(inputs, seed, like)
     base = hadamard(min(order, ROWS), like)
-    coarse = hadamard(order // len(base), like)
-    for row in coarse:  # H_n = H_coarse ⊗ H_base, one row of the left factor at a time
-        yield torch.cat([sign * base for sign in row], 1)[:, :inputs] * flip
+    pieces = -(-inputs // len(base))
+    flip = torch.nn.functional.pad(signs(inputs, seed, like), (0, pieces * len(base) - inputs)).view(pieces, -1)
+    for row in hadamard(order // len(base), like)[:, :pieces, None]:  # H_n = H_coarse ⊗ H_base, by rows of H_coarse
+        yield (base[:, None] * (row * flip)).flatten(1)[:, :inputs]
 
 
 @dataclass

@@ -59,7 +59,7 @@ class PredictiveSolver(ProbeSolver):
         ),
     )
 
-    tolerance: float = 0.1
+    tolerance: float = 0.01
     tracking: bool = True
     probe_every: int = 10
     probe_every_at_most: int = 1000

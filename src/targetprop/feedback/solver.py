@@ -91,7 +91,7 @@ class ProbeSolver(Solver):
     ) -> FeedbackReport:
         """Probe the layer's map, if that is due."""
         before = memory.probes
-        if before == 0 or memory.due():
+        if before == 0 or memory.tick():
             seed = mixed(generator.initial_seed(), before)
             learn = self.probe if before else self.calibrate
             omega = learn(probe_of(layer, trace), memory, seed, self.tracking)

@@ -12,10 +12,11 @@ class Beside:
     """Runs independent pieces of work on streams of their own, each after all that was queued before it began.
 
     Example:
-        >>> beside = Beside(device)
-        >>> for layer in layers:
+        >>> from targetprop.laboratory.streams import Beside
+        >>> beside, found = Beside(torch.device("cpu")), []
+        >>> for weight in torch.eye(2):
         ...     with beside.piece():
-        ...         train(layer)
+        ...         found.append(weight.sum())
         >>> beside.join()  # what is queued from here on waits for all pieces
 
     """

@@ -29,7 +29,7 @@ class CharGPT(nn.Module):
     """A decoder-only transformer (Radford et al. 2019) whose head is tied to its embedding.
 
     Example:
-        >>> CharGPT(65)(torch.zeros(2, 128, dtype=torch.long)).shape
+        >>> tp.models.CharGPT(65)(torch.zeros(2, 128, dtype=torch.long)).shape
         torch.Size([2, 128, 65])
 
     """

@@ -55,7 +55,7 @@ def resnet20(in_shape: Sequence[int], classes: int, widths: Sequence[int] = (16,
     """The 20-layer network of He et al. (2016) for CIFAR-10, with option B shortcuts; 6·``blocks`` + 2 layers.
 
     Example:
-        >>> resnet20((3, 32, 32), 10)(torch.zeros(2, 3, 32, 32)).shape
+        >>> tp.models.resnet20((3, 32, 32), 10)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
 
     """

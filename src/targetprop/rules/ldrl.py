@@ -24,4 +24,4 @@ class LDRL(Rule):
 
     def solver(self) -> Any:
         """The predictive solver, under 1 % mismatch, with tracking."""
-        return PredictiveSolver(tolerance=0.01)
+        return PredictiveSolver()
