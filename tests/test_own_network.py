@@ -105,7 +105,7 @@ def test_bench_times_a_network_of_the_users_own(own, capsys):
 def test_settings_of_the_default_solver_count_on_plain_networks():
     chosen = config.load("digits-resnet-ldrl", [("predictive.probe_every", "7")])
     solver = build.build_algorithm(chosen, torch.nn.Linear(3, 2)).feedback.solver
-    assert (solver.probe_every, solver.tolerance) == (7, 0.01)
+    assert (solver.probe_every, solver.limit) == (7, 0.01)
 
 
 @pytest.mark.parametrize("rule", ["backprop", "ldrl", "feedback_alignment", "sign_symmetry"])

@@ -38,7 +38,7 @@ class Learning:
         self.rule, self.solver, self.seed, self.tracked = rule, solver, seed, tracked
         self.memory: dict[str, Memory] = {}
         self.steps = 0
-        self._tolerance: float = getattr(solver, "tolerance", math.inf)
+        self._tolerance: float = getattr(solver, "limit", math.inf)
         self._weights: dict[str, tuple[int, bool]] = {}
         self._unchecked = False
         self._unseen: set[str] = set()

@@ -117,7 +117,8 @@ def solver_settings(text: str) -> dict[str, Any]:
         ConfigError: an unknown setting, or a value that is no number.
 
     """
-    known = {f.name: type(f.default) for f in dataclasses.fields(PredictiveSolver) if f.name not in ("patches", "tracking")}
+    usual = dataclasses.asdict(PredictiveSolver()) | {"tolerance": PredictiveSolver().limit}
+    known = {name: type(value) for name, value in usual.items() if name != "tracking"}
     settings = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
@@ -126,7 +127,7 @@ def solver_settings(text: str) -> dict[str, Any]:
         try:
             settings[key] = known[key](value)
         except ValueError as error:
-            raise ConfigError(f"{key}={value} is not a number; write {key}={getattr(PredictiveSolver, key)}, say.") from error
+            raise ConfigError(f"{key}={value} is not a number; write {key}={usual[key]}, say.") from error
     return settings
 
 

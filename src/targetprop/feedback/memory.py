@@ -38,10 +38,15 @@ class Memory:
         return self.wait <= 0
 
     def after(self, mismatch: float, tolerance: float, shortest: int, longest: int) -> None:
-        """Wait twice as long as last time where the mismatch was under tolerance, and as short as possible where not."""
+        """Wait as short as possible where the mismatch was over tolerance, else as long as last time, or twice as long.
+
+        It is doubled under a quarter of the tolerance: an ω that drifts steadily is then caught soon after the tolerance.
+        """
         self.mismatch = mismatch
-        under = mismatch <= tolerance and self.interval > 0
-        self.interval = min(2 * self.interval, longest) if under else shortest
+        if self.interval == 0 or not mismatch <= tolerance:
+            self.interval = shortest
+        elif mismatch <= tolerance / 4:
+            self.interval = min(2 * self.interval, longest)
         self.wait = self.interval
 
     def state_dict(self, device: torch.device | None = None) -> dict[str, Any]:

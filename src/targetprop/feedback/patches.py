@@ -24,6 +24,9 @@ from torch import Generator, Tensor
 ROWS = 1024
 """Samples of one block: bounds a probe's memory at ROWS × (d + outputs) numbers."""
 
+BLOCK = 256
+"""Rows of orthogonal noise at a time: enough for a product's speed, few beside a batch's activations."""
+
 MEASURED = 32
 """Samples that estimate a mismatch; its relative error is about √(1/(32 · outputs))."""
 
@@ -96,7 +99,7 @@ def hadamard(order: int, like: Tensor) -> Tensor:
 def orthogonal_noise(inputs: int, seed: int, like: Tensor) -> Iterator[Tensor]:
     """Blocks of ±1 noise (rows, inputs), n rows in all, n the power of two from ``inputs`` on, whose εᵀε is n·1."""
     order = 1 << (inputs - 1).bit_length()
-    base = hadamard(min(order, ROWS), like)
+    base = hadamard(min(order, BLOCK), like)
     pieces = -(-inputs // len(base))
     flip = torch.nn.functional.pad(signs(inputs, seed, like), (0, pieces * len(base) - inputs)).view(pieces, -1)
     for row in hadamard(order // len(base), like)[:, :pieces, None]:  # H_n = H_coarse ⊗ H_base, by rows of H_coarse
@@ -147,10 +150,10 @@ class Patch:
         for noise in orthogonal_noise(self.omega.shape[-1], seed, self.omega):
             response = self.respond(noise)
             residual = response - self.predict(noise, self.omega)
-            step += self.correlate(residual, noise)
+            step.baddbmm_(residual.mT, noise.expand(len(step), -1, -1))
             missed, whole = missed + residual.square().sum(), whole + response.square().sum()
             count += len(noise)
-        return step / count, relative(missed, whole)
+        return step.div_(count), relative(missed, whole)
 
     def mismatch(self, seed: int) -> Tensor:
         """From the first rows of noise as :meth:`difference` would use."""

@@ -29,7 +29,7 @@ class PredictiveSolver(ProbeSolver):
     batches and then ever more rarely, the layers in turn, or while the last mismatch was over ``tolerance``.
 
     Attributes:
-        tolerance: the relative mismatch to keep.
+        tolerance: the relative mismatch to keep; None for 0.01 with tracking, which holds it for nothing, and 0.02 without.
         tracking: give ω the increments of θ.
         probe_every: batches between the first probes of a layer under tolerance; 1 without tracking.
         probe_every_at_most: up to which that interval doubles from probe to probe while the layer stays under tolerance.
@@ -59,24 +59,29 @@ class PredictiveSolver(ProbeSolver):
         ),
     )
 
-    tolerance: float = 0.01
+    tolerance: float | None = None
     tracking: bool = True
     probe_every: int = 10
     probe_every_at_most: int = 1000
+
+    @property
+    def limit(self) -> float:
+        """The tolerance, chosen or not."""
+        return (0.01 if self.tracking else 0.02) if self.tolerance is None else self.tolerance
 
     def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor | None:
         """Measure, and solve for ω where the mismatch is over tolerance."""
         shortest = self.probe_every if tracked and self.tracking else 1
         mismatch = math.inf if memory.probes == 0 else float(probe.mismatch(seed))
         memory.probes += 1
-        if mismatch <= self.tolerance:
-            memory.after(mismatch, self.tolerance, shortest, self.probe_every_at_most)
+        if mismatch <= self.limit:
+            memory.after(mismatch, self.limit, shortest, self.probe_every_at_most)
             return None
         step, before = probe.difference(seed)
         if not math.isfinite(before):  # ω is lost: from 0 on
             probe = probe.having(torch.zeros_like(probe.omega))
             step, before = probe.difference(seed)
-        memory.after(float(before), self.tolerance, shortest, self.probe_every_at_most)
+        memory.after(float(before), self.limit, shortest, self.probe_every_at_most)
         omega = probe.omega + step
         memory.mismatch = float(probe.having(omega).mismatch(mixed(seed, 1)))
         return omega

@@ -103,8 +103,8 @@ def relu() -> Activation:
     """ReLU; ψ(y) = max(y, 0) for active units. A silent unit has slope 0 and passes nothing, whatever its target."""
 
     def shift(d: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
-        # max(d, −y) = d − min(d + y, 0) in one array: exactly d wherever the unit stays active
-        return (d + y).clamp_max_(0.0).sub_(d).neg_().masked_fill_(y <= 0.0, 0.0)
+        # max(d, −y) of active units, in one array: exactly d wherever the unit stays active
+        return aten.threshold_backward(d, y, 0.0).neg_().clamp_max_(y).neg_()
 
     return Activation(
         "relu",

@@ -183,6 +183,10 @@ class Layer(nn.Module):
             if parameter.requires_grad:
                 accumulate(parameter, value)
 
+    def enter(self, trace: Trace, d: Tensor, e: Tensor) -> tuple[Trace, Tensor, Tensor]:
+        """As they are: a layer takes its own stage's part when it learns and when it carries."""
+        return trace, d, e
+
     def descend(self, trace: Trace, d: Tensor, e: Tensor, carry: Carry, learn: Learn) -> tuple[list[Any], Tensor | None]:
         """What the layer learned from e, and the difference at its input that it carries d to, if that needs one."""
         learned = learn(self, trace, e)

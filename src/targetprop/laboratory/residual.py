@@ -23,6 +23,10 @@ class ResidualTrace:
     saved: tuple
 
 
+Arms = tuple[list[Trace], list[Trace]]
+"""The traces of a block's branch and of its shortcut."""
+
+
 class Residual(nn.Module):
     """s = S(branch(x) + shortcut(x)); an empty shortcut is the identity.
 
@@ -55,12 +59,13 @@ class Residual(nn.Module):
         s, saved = self.stage.forward(a + b)
         return ResidualTrace(without_term(self.branch, branch), without_term(self.shortcut, shortcut), s, saved)
 
-    def descend(self, trace: ResidualTrace, d: Tensor, e: Tensor, carry: Carry, learn: Learn) -> tuple[list[Any], Any]:
+    def enter(self, trace: ResidualTrace, d: Tensor, e: Tensor) -> tuple[Arms, Tensor, Tensor]:
+        """Past the sum's stage: R(s + d) − R(s), and S′ᵀe; the traces of the arms are left."""
+        difference = self.stage.difference(trace.saved, trace.output, d)
+        return (trace.branch, trace.shortcut), difference, self.stage.vjp(trace.saved, e)
+
+    def descend(self, arms: Arms, d: Tensor, e: Tensor, carry: Carry, learn: Learn) -> tuple[list[Any], Any]:
         """What every layer learned, and the sum of the differences that both arms carry to the input."""
-        e = self.stage.vjp(trace.saved, e)
-        d = self.stage.difference(trace.saved, trace.output, d)
-        arms = trace.branch, trace.shortcut
-        del trace  # and with it the block's output
         learned, a = descend(list(self.branch), arms[0], d, e, carry, learn)
         others, b = descend(list(self.shortcut), arms[1], d, e, carry, learn)
         # a comes fresh from the branch's first layer; b may be d itself
@@ -110,9 +115,9 @@ def descend(
 
     """
     learned: list[Any] = []
-    below: Any = d
     for block in reversed(blocks):
-        found, below = block.descend(traces.pop(), d, e, carry, learn)
-        d = e = below
+        trace, d, e = block.enter(traces.pop(), d, e)  # what came from above is free before the block begins
+        found, d = block.descend(trace, d, e, carry, learn)
+        e = d
         learned = found + learned
-    return learned, below
+    return learned, d
