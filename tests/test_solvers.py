@@ -241,3 +241,12 @@ def test_a_probe_solves_only_where_the_mismatch_is_over_tolerance():
     assert algo.backward(x, y).feedback["conv_1"].iterations == 0  # it waits twice as long
     algo.backward(x, y)
     torch.testing.assert_close(layer.omega, layer.theta)
+
+
+def test_probes_wait_longer_only_where_the_mismatch_is_far_under_tolerance():
+    memory = tp.feedback.memory.Memory()
+    waits = []
+    for mismatch in (1.0, 0.2, 0.2, 0.5, 0.26, 0.2, 1.1, 0.0):  # tolerance 1: the first counts as found, not as kept
+        memory.after(mismatch, 1.0, 3, 10)
+        waits.append(memory.wait)
+    assert waits == [3, 6, 10, 10, 10, 10, 3, 6]
