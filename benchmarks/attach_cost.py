@@ -21,14 +21,19 @@ args = parser.parse_args()
 for name in args.networks:
     text = name == "char_gpt"
     setting = Setting(name, batch_size=32 if text else 128, compiled=args.compiled)
-    pair = [contender(kind, setting, (3, 32, 32), 10, torch.device("cpu")) for kind in ("plain", "attach")]
+    pair = [
+        contender(kind, setting, (3, 32, 32), 10, torch.device("cpu"))
+        for kind in ("plain", "attach")
+    ]
     generator, times = torch.Generator().manual_seed(0), ([], [])
     for step in range(args.warmup + args.steps):
         if text:
             x = torch.randint(65, (32, CONTEXT), generator=generator)
             y = x.roll(-1, 1)
         else:
-            x = torch.randn(128, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+            x = torch.randn(128, 3, 32, 32, generator=generator).contiguous(
+                memory_format=torch.channels_last
+            )
             y = torch.randint(10, (128,), generator=generator)
         for which, found in zip(pair, times, strict=True):
             began = time.perf_counter()
@@ -37,4 +42,6 @@ for name in args.networks:
                 found.append(time.perf_counter() - began)
     plain, attached = (1000 * statistics.median(found) for found in times)
     how = "compiled" if args.compiled else "eager"
-    print(f"{name}, {how}: plain {plain:.1f} ms, attach {attached:.1f} ms, ratio of medians {attached / plain:.3f}")
+    print(
+        f"{name}, {how}: plain {plain:.1f} ms, attach {attached:.1f} ms, ratio of medians {attached / plain:.3f}"
+    )

@@ -37,7 +37,9 @@ def serve() -> None:
     generator = torch.Generator().manual_seed(0)
     layout = torch.contiguous_format if shape[0] == 1 else torch.channels_last
     for _ in sys.stdin:
-        x = torch.randn(args.batch_size, *shape, generator=generator).contiguous(memory_format=layout)
+        x = torch.randn(args.batch_size, *shape, generator=generator).contiguous(
+            memory_format=layout
+        )
         y = torch.randint(10, (args.batch_size,), generator=generator)
         began = time.perf_counter()
         taken.step(x, y)
@@ -47,15 +49,30 @@ def serve() -> None:
 
 def start(source: str, name: str) -> subprocess.Popen[str]:
     """A process that trains the contender ``name`` by the package in ``source``."""
-    words = [sys.executable, __file__, args.before, args.network, name, "--batch-size", str(args.batch_size), "--worker"]
+    words = [
+        sys.executable,
+        __file__,
+        args.before,
+        args.network,
+        name,
+        "--batch-size",
+        str(args.batch_size),
+        "--worker",
+    ]
     environment = os.environ | {"PYTHONPATH": source}
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+    return subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    )
 
 
 def main() -> None:
     """Ask every process for a step in turn, then print medians and ratios."""
     here = os.path.join(os.path.dirname(__file__), "..", "src")
-    workers = {(name, source): start(source, name) for name in args.contenders for source in (args.before, here)}
+    workers = {
+        (name, source): start(source, name)
+        for name in args.contenders
+        for source in (args.before, here)
+    }
     times: dict[tuple[str, str], list[float]] = {key: [] for key in workers}
     memory: dict[tuple[str, str], float] = {}
     for step in range(args.warmup + args.steps):
@@ -71,9 +88,13 @@ def main() -> None:
     first = median[args.contenders[0], here]
     for name in args.contenders:
         was, now = (name, args.before), (name, here)
-        print(f"{args.network} {name}: before {median[was]:.1f} ms, {memory[was]:.0f} MiB;", end=" ")
+        print(
+            f"{args.network} {name}: before {median[was]:.1f} ms, {memory[was]:.0f} MiB;", end=" "
+        )
         print(f"now {median[now]:.1f} ms, {memory[now]:.0f} MiB;", end=" ")
-        print(f"now/before {median[now] / median[was]:.3f}; now/{args.contenders[0]} {median[now] / first:.3f}")
+        print(
+            f"now/before {median[now] / median[was]:.3f}; now/{args.contenders[0]} {median[now] / first:.3f}"
+        )
 
 
 serve() if args.worker else main()

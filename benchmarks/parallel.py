@@ -76,7 +76,9 @@ def layer_seconds(algo, x, rounds):
 
 def computed(step, seconds, iterations, algo, data, layers, bandwidth, latency):
     """Seconds of a step on data × layers processes: work divided, exchanges added (ring all-reduces, broadcasts)."""
-    weights = {name: algo.net.layers[algo.net.names.index(name)].omega.numel() * 4 for name in seconds}
+    weights = {
+        name: algo.net.layers[algo.net.names.index(name)].omega.numel() * 4 for name in seconds
+    }
     theta = sum(p.numel() for p in algo.net.forward_parameters()) * 4
     rest = step - sum(seconds.values())
     owners = assign(seconds, layers)
@@ -84,17 +86,24 @@ def computed(step, seconds, iterations, algo, data, layers, bandwidth, latency):
     for name, rank in owners.items():
         loads[rank] += seconds[name] / data
         if data > 1:  # the statistics of every iteration
-            loads[rank] += iterations[name] * (latency + 2 * (data - 1) / data * weights[name] / bandwidth)
+            loads[rank] += iterations[name] * (
+                latency + 2 * (data - 1) / data * weights[name] / bandwidth
+            )
     total = rest / data + max(loads)
     if data > 1:
         total += latency + 2 * (data - 1) / data * theta / bandwidth
     if layers > 1:
-        total += layers * latency + sum(weights[name] for name in seconds if iterations[name]) / bandwidth
+        total += (
+            layers * latency
+            + sum(weights[name] for name in seconds if iterations[name]) / bandwidth
+        )
     return total
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", default="simple_vgg", choices=["simple_vgg", "resnet34"])
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 128, 256])
     parser.add_argument("--solver", default="paper", choices=SOLVERS)
@@ -102,8 +111,12 @@ def main():
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="a turn")
-    parser.add_argument("--bandwidth", type=float, default=1.25e9, help="bytes a second, of the computed table")
-    parser.add_argument("--latency", type=float, default=5e-5, help="seconds an exchange, of the computed table")
+    parser.add_argument(
+        "--bandwidth", type=float, default=1.25e9, help="bytes a second, of the computed table"
+    )
+    parser.add_argument(
+        "--latency", type=float, default=5e-5, help="seconds an exchange, of the computed table"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["LOCAL_RANK"])]})
@@ -146,12 +159,24 @@ def report(args, spent, seconds, iterations, algo):
     print(markdown(["processes", "s a step, median", "range", "speed-up"], rows))
     rest = one - sum(seconds.values())
     layers = [[name, f"{seconds[name]:.3f}", f"{iterations[name]:g}"] for name in seconds]
-    print("\n" + markdown(["layer", "feedback, s", "iterations"], [["all else", f"{rest:.3f}", ""], *layers]))
+    print(
+        "\n"
+        + markdown(
+            ["layer", "feedback, s", "iterations"], [["all else", f"{rest:.3f}", ""], *layers]
+        )
+    )
     rows = []
     for data, split in ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2), (8, 1), (4, 2), (2, 4)):
         found = computed(one, seconds, iterations, algo, data, split, args.bandwidth, args.latency)
-        rows.append([str(data * split), str(data), str(split), f"{found:.3f}", f"{one / found:.2f}"])
-    print("\n" + markdown(["processes", "along samples", "along layers", "s a step, computed", "speed-up"], rows))
+        rows.append(
+            [str(data * split), str(data), str(split), f"{found:.3f}", f"{one / found:.2f}"]
+        )
+    print(
+        "\n"
+        + markdown(
+            ["processes", "along samples", "along layers", "s a step, computed", "speed-up"], rows
+        )
+    )
 
 
 if __name__ == "__main__":

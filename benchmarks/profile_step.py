@@ -25,7 +25,8 @@ GROUPS = {
 def group(name):
     """The group of an operator's name."""
     return next(
-        (label for label, parts in GROUPS.items() if any(part in name for part in parts)), "other elementwise and sums"
+        (label for label, parts in GROUPS.items() if any(part in name for part in parts)),
+        "other elementwise and sums",
     )
 
 
@@ -52,7 +53,11 @@ def main(network="simple_vgg", batch="128"):
         torch.manual_seed(0)
         net = tp.networks.NETWORKS[network]((3, 32, 32), 10).to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-        algo = tp.algorithms.LDRL(net, solver=solvers[name]) if name in solvers else tp.algorithms.Backprop(net)
+        algo = (
+            tp.algorithms.LDRL(net, solver=solvers[name])
+            if name in solvers
+            else tp.algorithms.Backprop(net)
+        )
 
         def step(algo=algo, optimizer=optimizer):
             optimizer.zero_grad()
@@ -65,8 +70,16 @@ def main(network="simple_vgg", batch="128"):
     labels = [*GROUPS, "other elementwise and sums"]
     print(f"| ms | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for label in labels:
-        print(f"| {label} | " + " | ".join(f"{column[label] / 4:.1f}" for column in columns.values()) + " |")
-    print("| all | " + " | ".join(f"{sum(column.values()) / 4:.1f}" for column in columns.values()) + " |")
+        print(
+            f"| {label} | "
+            + " | ".join(f"{column[label] / 4:.1f}" for column in columns.values())
+            + " |"
+        )
+    print(
+        "| all | "
+        + " | ".join(f"{sum(column.values()) / 4:.1f}" for column in columns.values())
+        + " |"
+    )
 
 
 if __name__ == "__main__":

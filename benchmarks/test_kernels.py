@@ -16,7 +16,9 @@ def second_block(request):
     torch.manual_seed(0)
     net = tp.networks.simple_vgg((3, 32, 32), 10).to(memory_format=form)
     with torch.no_grad():
-        layer, trace = net.leaf_traces(net.trace(torch.randn(128, 3, 32, 32).contiguous(memory_format=form))[1])[1]
+        layer, trace = net.leaf_traces(
+            net.trace(torch.randn(128, 3, 32, 32).contiguous(memory_format=form))[1]
+        )[1]
     with torch.no_grad():
         yield layer, trace, torch.randn_like(trace.output)
 

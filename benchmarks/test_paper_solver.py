@@ -41,16 +41,25 @@ def test_paper_solver_is_faster_than_its_transcription():
     for i, name in enumerate(net.names[1:]):
         times = {"ours": [], "transcription": []}
         for _ in range(ROUNDS):
-            (layer, plain), (_, last) = leaves[torch.contiguous_format][i], leaves[torch.channels_last][i]
-            e, h = (noise_like(a, generator).mul_(settings.noise[i]) for a in (last.input, last.output))
+            (layer, plain), (_, last) = (
+                leaves[torch.contiguous_format][i],
+                leaves[torch.channels_last][i],
+            )
+            e, h = (
+                noise_like(a, generator).mul_(settings.noise[i]) for a in (last.input, last.output)
+            )
             layer.to(memory_format=torch.channels_last)
             (loss, gradient), seconds = timed(ours, layer, last, e, h)
             times["ours"].append(seconds)
             layer.to(memory_format=torch.contiguous_format)
-            (expected, reference), seconds = timed(transcription.ldrl, layer, plain, e.contiguous(), h.contiguous())
+            (expected, reference), seconds = timed(
+                transcription.ldrl, layer, plain, e.contiguous(), h.contiguous()
+            )
             times["transcription"].append(seconds)
             torch.testing.assert_close(loss, expected, atol=1e-2, rtol=1e-3)
-            assert tp.analysis.distance(reference, gradient) < 2e-2  # rounding tips near ties in pooling; tests: 1e-10
+            assert (
+                tp.analysis.distance(reference, gradient) < 2e-2
+            )  # rounding tips near ties in pooling; tests: 1e-10
         medians = {key: statistics.median(value) for key, value in times.items()}
         for key, value in medians.items():
             total[key] += settings.iterations[i] * value
@@ -58,5 +67,9 @@ def test_paper_solver_is_faster_than_its_transcription():
         milliseconds = ", ".join(f"{key} {1000 * value:.1f} ms" for key, value in medians.items())
         print(f"{name}: {milliseconds}, ×{ratio:.2f}")
     ratio = total["transcription"] / total["ours"]
-    print(f"with the paper's K: ours {total['ours']:.2f} s, transcription {total['transcription']:.2f} s, ×{ratio:.2f}")
-    assert ratio > 2  # four products an iteration against seven, and faster weight gradients of small images
+    print(
+        f"with the paper's K: ours {total['ours']:.2f} s, transcription {total['transcription']:.2f} s, ×{ratio:.2f}"
+    )
+    assert (
+        ratio > 2
+    )  # four products an iteration against seven, and faster weight gradients of small images

@@ -11,13 +11,18 @@ from targetprop.maps import Conv2dMap
 ROUNDS = 15
 
 
-@pytest.mark.parametrize(("batch", "channels", "size"), [(128, 128, 4), (128, 256, 4), (128, 256, 2), (1024, 256, 2)])
+@pytest.mark.parametrize(
+    ("batch", "channels", "size"), [(128, 128, 4), (128, 256, 4), (128, 256, 2), (1024, 256, 2)]
+)
 def test_tap_by_tap_is_faster_and_the_same(batch, channels, size):
     """3×3 kernels, padding 1, channels-last; interleaved."""
     linear = Conv2dMap((1, 1), (1, 1), (1, 1), 1)
     shape = (channels, channels, 3, 3)
     torch.manual_seed(0)
-    e, x = (torch.randn(batch, channels, size, size).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    e, x = (
+        torch.randn(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
     ways = {
         "tap by tap": lambda: linear.correlate_taps(e, x, shape),
         "torch": lambda: torch.nn.grad.conv2d_weight(x, shape, e, *linear.geometry),

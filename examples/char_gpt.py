@@ -40,12 +40,17 @@ model = CharGPT(len(letters), CONTEXT).to(args.device)
 optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.1)
 warm = 100
 schedule = torch.optim.lr_scheduler.LambdaLR(
-    optimizer, lambda s: min((s + 1) / warm, 0.55 + 0.45 * math.cos(math.pi * min(1.0, s / args.steps)))
+    optimizer,
+    lambda s: min((s + 1) / warm, 0.55 + 0.45 * math.cos(math.pi * min(1.0, s / args.steps))),
 )
 feedback = None
 if args.rule != "backprop":
-    solver = tp.feedback.PredictiveSolver(tolerance=0.01, tracking=False) if args.no_tracking else None
-    feedback = tp.attach(model, windows[:2], rule=args.rule, solver=solver, gains=args.gains, seed=args.seed)
+    solver = (
+        tp.feedback.PredictiveSolver(tolerance=0.01, tracking=False) if args.no_tracking else None
+    )
+    feedback = tp.attach(
+        model, windows[:2], rule=args.rule, solver=solver, gains=args.gains, seed=args.seed
+    )
     feedback.follow(optimizer)
 
 
@@ -75,4 +80,8 @@ worst = None
 if feedback is not None and not feedback.rule.direct and feedback.rule.own_feedback:
     worst = max(feedback.mismatch().values())
 settings = {key: value for key, value in vars(args).items() if key != "text"}
-print(json.dumps(settings | {"held_out": validate(), "seconds": round(seconds, 1), "worst_mismatch": worst}))
+print(
+    json.dumps(
+        settings | {"held_out": validate(), "seconds": round(seconds, 1), "worst_mismatch": worst}
+    )
+)

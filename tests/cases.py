@@ -71,7 +71,9 @@ SETTINGS = {
     "coupled": dict(iterations=2, first_iterations=3),
 }
 CASES = {name: lambda net, make=kind, **k: make(net, **k) for name, kind in ALGORITHMS.items()} | {
-    f"ldrl-{name}": lambda net, kind=kind, name=name, **k: tp.algorithms.LDRL(net, solver=kind(**SETTINGS.get(name, {})), **k)
+    f"ldrl-{name}": lambda net, kind=kind, name=name, **k: tp.algorithms.LDRL(
+        net, solver=kind(**SETTINGS.get(name, {})), **k
+    )
     for name, kind in SOLVERS.items()
 }
 """Every algorithm, and L-DRL with every solver: (network, settings) ↦ algorithm."""
@@ -92,7 +94,12 @@ CARRIED = {
 }
 TOPOLOGIES = {
     "chain": lambda: nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2), nn.ELU(), nn.Flatten(), nn.Linear(36, 8), nn.ELU(), nn.Linear(8, models.CLASSES)
+        nn.Conv2d(3, 4, 3, 2),
+        nn.ELU(),
+        nn.Flatten(),
+        nn.Linear(36, 8),
+        nn.ELU(),
+        nn.Linear(8, models.CLASSES),
     ),
     "residual": lambda: models.ResNet(models.BasicBlock),
     "transformer": lambda: models.ViT(True),
@@ -110,4 +117,9 @@ def carried(rule, net, dtype=torch.float32):
             module.p = 0.0
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
-    return CARRIED[rule], model, torch.randn(8, 3, 8, 8, dtype=dtype), torch.arange(8) % models.CLASSES
+    return (
+        CARRIED[rule],
+        model,
+        torch.randn(8, 3, 8, 8, dtype=dtype),
+        torch.arange(8) % models.CLASSES,
+    )

@@ -12,15 +12,22 @@ CLASSES = 5
 
 def conv_bn(inputs, outputs, size=3, stride=1, groups=1):
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
     )
 
 
 class BasicBlock(nn.Module):
     def __init__(self, inputs, outputs, stride):
         super().__init__()
-        self.body = nn.Sequential(conv_bn(inputs, outputs, 3, stride), nn.ReLU(inplace=True), conv_bn(outputs, outputs))
-        self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else conv_bn(inputs, outputs, 1, stride)
+        self.body = nn.Sequential(
+            conv_bn(inputs, outputs, 3, stride), nn.ReLU(inplace=True), conv_bn(outputs, outputs)
+        )
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and inputs == outputs
+            else conv_bn(inputs, outputs, 1, stride)
+        )
 
     def forward(self, x):
         return F.relu(self.body(x) + self.shortcut(x))
@@ -141,7 +148,9 @@ class ViT(nn.Module):
         self.position = nn.Parameter(torch.randn(1, 5, width) * 0.1)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
         if layer:
-            self.encoder = nn.TransformerEncoderLayer(width, 2, 16, dropout=0.1, activation="gelu", batch_first=True)
+            self.encoder = nn.TransformerEncoderLayer(
+                width, 2, 16, dropout=0.1, activation="gelu", batch_first=True
+            )
         else:
             self.attention = nn.MultiheadAttention(width, 2, dropout=0.1, batch_first=True)
             self.norm = nn.LayerNorm(width)
@@ -163,7 +172,9 @@ class CausalAttention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
 
     def forward(self, x):
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -176,7 +187,10 @@ class GPT(nn.Module):
         self.embed, self.position = nn.Embedding(vocabulary, width), nn.Embedding(6, width)
         self.attention = nn.ModuleList(CausalAttention(width, 2) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers))
-        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width)) for _ in range(layers))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width))
+            for _ in range(layers)
+        )
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.embed.weight
 
@@ -192,7 +206,11 @@ class RNN(nn.Module):
     def __init__(self, width=7):
         super().__init__()
         self.width = width
-        self.input, self.state, self.head = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, CLASSES)
+        self.input, self.state, self.head = (
+            nn.Linear(4, width),
+            nn.Linear(width, width),
+            nn.Linear(width, CLASSES),
+        )
 
     def forward(self, x):
         h = x.new_zeros(len(x), self.width)
@@ -229,7 +247,13 @@ def hooked():
     import torch.nn.utils.prune as prune
 
     net = nn.Sequential(
-        nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, CLASSES)
+        nn.Linear(4, 8),
+        nn.Tanh(),
+        nn.Linear(8, 8),
+        nn.Tanh(),
+        nn.Linear(8, 8),
+        nn.Tanh(),
+        nn.Linear(8, CLASSES),
     )
     torch.nn.utils.weight_norm(net[2])
     torch.nn.utils.spectral_norm(net[4])
@@ -243,7 +267,10 @@ class LoRA(nn.Module):
     def __init__(self, inputs, outputs, rank=2):
         super().__init__()
         self.base = nn.Linear(inputs, outputs).requires_grad_(False)
-        self.down, self.up = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False)
+        self.down, self.up = (
+            nn.Linear(inputs, rank, bias=False),
+            nn.Linear(rank, outputs, bias=False),
+        )
 
     def forward(self, x):
         return self.base(x) + self.up(self.down(x))
@@ -305,7 +332,12 @@ def bert():
 def hf_vit():
     transformers = __import__("pytest").importorskip("transformers")
     config = transformers.ViTConfig(
-        image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+        image_size=8,
+        patch_size=4,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
     )
     return transformers.ViTModel(config, add_pooling_layer=False)
 
@@ -366,4 +398,7 @@ def distance(found, wanted):
     """The largest relative distance of any parameter's gradient, gradients that are 0 but for rounding aside."""
     assert found.keys() == wanted.keys()
     floor = 1e-3 * max(value.norm() for value in wanted.values())
-    return max(float((found[key].to(value) - value).norm() / value.norm().clamp_min(floor)) for key, value in wanted.items())
+    return max(
+        float((found[key].to(value) - value).norm() / value.norm().clamp_min(floor))
+        for key, value in wanted.items()
+    )

@@ -114,9 +114,16 @@ def plain_and_symmetric(make, *inputs, call=lambda module, *inputs: module(*inpu
         given = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
         torch.manual_seed(1)
         output = call(module, *given)
-        outputs = [output] if isinstance(output, torch.Tensor) else [y for y in output if y is not None]
-        sum((y.sin() * torch.linspace(0, 1, y.numel(), dtype=y.dtype).view_as(y)).sum() for y in outputs).backward()
-        gradients = collected(module) | {f"input {i}": x.grad for i, x in enumerate(given) if x.grad is not None}
+        outputs = (
+            [output] if isinstance(output, torch.Tensor) else [y for y in output if y is not None]
+        )
+        sum(
+            (y.sin() * torch.linspace(0, 1, y.numel(), dtype=y.dtype).view_as(y)).sum()
+            for y in outputs
+        ).backward()
+        gradients = collected(module) | {
+            f"input {i}": x.grad for i, x in enumerate(given) if x.grad is not None
+        }
         found.append((outputs, gradients))
     (outputs, wanted), (others, gradients) = found
     for y, z in zip(outputs, others, strict=True):
@@ -133,7 +140,9 @@ CONVOLUTIONS = [
         lambda mode=mode: nn.Conv2d(4, 4, 3, padding=(2, 1), padding_mode=mode)
         for mode in ("reflect", "replicate", "circular")
     ),
-    lambda: nn.Conv3d(4, 4, (1, 2, 3), stride=(1, 2, 1), padding=(0, 1, 1), groups=4, padding_mode="circular"),
+    lambda: nn.Conv3d(
+        4, 4, (1, 2, 3), stride=(1, 2, 1), padding=(0, 1, 1), groups=4, padding_mode="circular"
+    ),
     lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
     lambda: nn.ConvTranspose2d(4, 6, 3, stride=(1, 2), dilation=2, bias=False),
     lambda: nn.ConvTranspose3d(4, 2, 2, stride=2),
@@ -153,7 +162,9 @@ def test_every_convolution_is_exact(make, batched):
 def test_a_transposed_convolution_takes_an_output_size():
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     plain_and_symmetric(
-        lambda: nn.ConvTranspose2d(3, 4, 3, stride=2), x, call=lambda module, x: module(x, output_size=(12, 11))
+        lambda: nn.ConvTranspose2d(3, 4, 3, stride=2),
+        x,
+        call=lambda module, x: module(x, output_size=(12, 11)),
     )
 
 
@@ -177,7 +188,11 @@ def test_attention_is_exact(settings, call, batched):
     if not batched and (settings.get("batch_first") or call.get("attn_mask") == "heads"):
         pytest.skip("as the other cases")
     first = settings.get("batch_first", False)
-    sizes = [(length, width), (keys, settings.get("kdim", width)), (keys, settings.get("vdim", width))]
+    sizes = [
+        (length, width),
+        (keys, settings.get("kdim", width)),
+        (keys, settings.get("vdim", width)),
+    ]
     torch.manual_seed(2)
     inputs = [torch.randn(batch, n, d, dtype=torch.float64) for n, d in sizes]
     inputs = inputs if first else [x.transpose(0, 1).contiguous() for x in inputs]
@@ -191,18 +206,24 @@ def test_attention_is_exact(settings, call, batched):
     if call.get("attn_mask") is True:
         call["attn_mask"] = torch.rand(length, keys) > 0.8
     if call.get("attn_mask") == "causal":
-        call["attn_mask"] = nn.Transformer.generate_square_subsequent_mask(length, dtype=torch.float64)
+        call["attn_mask"] = nn.Transformer.generate_square_subsequent_mask(
+            length, dtype=torch.float64
+        )
     if call.get("attn_mask") == "heads":
         call["attn_mask"] = torch.randn(batch * 2, length, keys, dtype=torch.float64)
     plain_and_symmetric(
-        lambda: nn.MultiheadAttention(width, 2, **settings), *inputs, call=lambda m, q, k, v: m(q, k, v, **call)
+        lambda: nn.MultiheadAttention(width, 2, **settings),
+        *inputs,
+        call=lambda m, q, k, v: m(q, k, v, **call),
     )
 
 
 def test_attention_is_three_maps_and_its_out_projection():
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
     feedback = tp.attach(model)
-    assert list(feedback.maps) == [f"attention.{letter}_proj" for letter in "qkv"] + ["attention.out_proj"]
+    assert list(feedback.maps) == [f"attention.{letter}_proj" for letter in "qkv"] + [
+        "attention.out_proj"
+    ]
     assert max(feedback.mismatch().values()) < 1e-5
     with torch.no_grad():
         model["attention"].in_proj_feedback_weight[8:16].zero_()
@@ -235,10 +256,14 @@ def test_feedback_learns_from_responses_alone(monkeypatch):
     """Answer for another layer: ω becomes that layer's weights, whatever θ is."""
     model = nn.Sequential(nn.Linear(6, 5), nn.Conv2d(4, 6, 3, groups=2))
     others = {(1, 5, 6): torch.randn(1, 5, 6), (2, 3, 18): torch.randn(2, 3, 18)}
-    monkeypatch.setattr(Patch, "respond", lambda self, noise: noise @ others[tuple(self.omega.shape)].mT)
+    monkeypatch.setattr(
+        Patch, "respond", lambda self, noise: noise @ others[tuple(self.omega.shape)].mT
+    )
     tp.attach(model)
     torch.testing.assert_close(model[0].feedback_weight, others[1, 5, 6][0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model[1].feedback_weight.view(2, 3, 18), others[2, 3, 18], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model[1].feedback_weight.view(2, 3, 18), others[2, 3, 18], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("inputs", [1, 2, 3, 17, 1100])
@@ -282,7 +307,9 @@ def test_kolen_pollack_comes_to_the_weights_by_decay():
     other = tp.attach(models.make("mixer", torch.float32)[0], rule="kolen_pollack")
     for site in other.sites:  # ω − θ shrinks by 1 − lr λ a step, exactly
         first = (site.omega - site.theta).norm()
-        torch.testing.assert_close(difference[site.name], first * (1 - 0.005) ** 200, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            difference[site.name], first * (1 - 0.005) ** 200, rtol=1e-3, atol=1e-5
+        )
     assert before
 
 
@@ -306,7 +333,9 @@ def test_weight_mirror_and_sign_symmetry_variants():
 
 def test_direct_feedback_alignment_is_its_formula():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)
+    ).double()
     x, y = torch.randn(7, 4, dtype=torch.float64), torch.randint(3, (7,))
     tp.attach(model, x, rule="direct_feedback_alignment")
     F.cross_entropy(model(x), y).backward()
@@ -321,11 +350,15 @@ def test_direct_feedback_alignment_is_its_formula():
     torch.testing.assert_close(model[0].weight.grad, first.T @ x)
 
 
-@pytest.mark.parametrize("name", ["resnet_basic", "vit_attention", "gpt_tied", "rnn", "unet", "lora"])
+@pytest.mark.parametrize(
+    "name", ["resnet_basic", "vit_attention", "gpt_tied", "rnn", "unet", "lora"]
+)
 def test_direct_feedback_alignment_on_every_architecture(name):
     model, x, loss = models.make(name, torch.float32)
     feedback = tp.attach(model, x, rule="direct_feedback_alignment")
-    optimizer = feedback.follow(torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 3e-3))
+    optimizer = feedback.follow(
+        torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 3e-3)
+    )
     losses = []
     for _ in range(60):
         torch.manual_seed(0)
@@ -337,7 +370,9 @@ def test_direct_feedback_alignment_on_every_architecture(name):
     with feedback.exact():
         found = collected_after(model, x, loss)
     reference, x, loss = models.make(name, torch.float32)
-    reference.load_state_dict({key: value for key, value in model.state_dict().items() if "feedback" not in key})
+    reference.load_state_dict(
+        {key: value for key, value in model.state_dict().items() if "feedback" not in key}
+    )
     for key, value in collected_after(reference, x, loss).items():
         assert torch.equal(value, found[key])
 
@@ -359,7 +394,9 @@ def test_direct_feedback_alignment_brings_every_sample_its_own_error(name):
 
     def found(part):
         model.zero_grad()
-        nn.functional.cross_entropy(model(x[part]), torch.arange(len(x))[part] % models.CLASSES).backward()
+        nn.functional.cross_entropy(
+            model(x[part]), torch.arange(len(x))[part] % models.CLASSES
+        ).backward()
         return collected(model)
 
     whole, halves = found(slice(0, 6)), [found(slice(0, 3)), found(slice(3, 6))]
@@ -409,7 +446,10 @@ def test_omega_joins_the_group_of_its_weight(before):
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 
     def groups():
-        return [dict(params=[model[0].weight, model[0].bias], lr=0.1), dict(params=list(model[2].parameters()), lr=0.2)]
+        return [
+            dict(params=[model[0].weight, model[0].bias], lr=0.1),
+            dict(params=list(model[2].parameters()), lr=0.2),
+        ]
 
     optimizer = torch.optim.SGD(groups(), 1.0) if before else None
     feedback = tp.attach(model)
@@ -417,7 +457,9 @@ def test_omega_joins_the_group_of_its_weight(before):
     assert feedback.follow(optimizer) is optimizer
     for index, layer in ((0, model[0]), (1, model[2])):
         assert sum(p is layer.feedback_weight for p in optimizer.param_groups[index]["params"]) == 1
-        assert not any(p is layer.feedback_weight for p in optimizer.param_groups[1 - index]["params"])
+        assert not any(
+            p is layer.feedback_weight for p in optimizer.param_groups[1 - index]["params"]
+        )
     feedback.detach()
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
     with pytest.raises(ValueError, match="trains no parameter of the attached model"):
@@ -436,13 +478,17 @@ def test_norms_and_clipping_see_the_weights_alone():
     torch.manual_seed(0)
     loss(plain(x)).backward()
     seen = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    torch.testing.assert_close(seen, torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        seen, torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0), rtol=1e-4, atol=0
+    )
 
 
 def test_several_optimizers_probe_once_a_step():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     feedback = tp.attach(model)
-    optimizers = [feedback.follow(torch.optim.SGD(layer.parameters(), 0.1)) for layer in (model[0], model[2])]
+    optimizers = [
+        feedback.follow(torch.optim.SGD(layer.parameters(), 0.1)) for layer in (model[0], model[2])
+    ]
     for _ in range(3):
         model(torch.randn(2, 4)).sum().backward()
         for optimizer in optimizers:
@@ -496,7 +542,10 @@ def test_feedback_that_nobody_teaches_is_said():
     model(torch.randn(4, 4)).sum().backward()
     model(torch.randn(4, 4)).sum().backward()  # accumulation says nothing
     optimizer.step()
-    with pytest.warns(UserWarning, match=r"feedback learns nothing: call follow\(optimizer\) of its feedback or algorithm"):
+    with pytest.warns(
+        UserWarning,
+        match=r"feedback learns nothing: call follow\(optimizer\) of its feedback or algorithm",
+    ):
         model(torch.randn(4, 4))
     model(torch.randn(4, 4))
     assert not model._forward_pre_hooks
@@ -516,7 +565,9 @@ def test_a_frozen_weight_is_calibrated_once_and_not_tracked():
     model, _x, _loss = models.make("lora", torch.float32)
     feedback = tp.attach(model)
     assert "calibrated once" in repr(feedback)
-    optimizer = feedback.follow(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1))
+    optimizer = feedback.follow(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    )
     seen = set()
     for _ in range(1200):
         optimizer.zero_grad()
@@ -531,7 +582,13 @@ def test_a_resumed_run_goes_on_bit_for_bit(solver):
     def start():
         model, x, loss = models.make("resnet_basic", torch.float32)
         feedback = tp.attach(model, solver=solver, seed=5)
-        return model, x, loss, feedback, feedback.follow(torch.optim.AdamW(model.parameters(), 0.01))
+        return (
+            model,
+            x,
+            loss,
+            feedback,
+            feedback.follow(torch.optim.AdamW(model.parameters(), 0.01)),
+        )
 
     def steps(count, model, x, loss, feedback, optimizer):
         for _ in range(count):
@@ -550,7 +607,9 @@ def test_a_resumed_run_goes_on_bit_for_bit(solver):
     steps(12, *other)
     for key, value in whole[0].state_dict().items():
         assert torch.equal(value, other[0].state_dict()[key]), key
-    assert {k: m.state_dict() for k, m in whole[3].learning.memory.items()}.keys() == other[3].learning.memory.keys()
+    assert {k: m.state_dict() for k, m in whole[3].learning.memory.items()}.keys() == other[
+        3
+    ].learning.memory.keys()
     with pytest.raises(ValueError, match="is of other maps than the model's"):
         tp.attach(nn.Linear(2, 2), solver=solver).load_state_dict(kept[1])
 
@@ -560,7 +619,11 @@ class Scaled(nn.Module):
 
     def __init__(self, inputs, outputs, c):
         super().__init__()
-        self.weight, self.bias, self.c = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.zeros(outputs)), c
+        self.weight, self.bias, self.c = (
+            nn.Parameter(torch.randn(outputs, inputs)),
+            nn.Parameter(torch.zeros(outputs)),
+            c,
+        )
 
     def forward(self, x):
         return self.c * F.linear(x, self.weight) + self.bias
@@ -580,8 +643,13 @@ def test_a_registered_map_with_a_scale(scaled, c, solver):
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), scaled(6, 5, c), nn.Tanh(), scaled(5, 3, c))
     feedback = tp.attach(model, torch.randn(2, 6), solver=solver)
     assert max(feedback.mismatch().values()) < (0.2 if solver == "correlation" else 0.05)
-    assert max(memory.probes for memory in feedback.learning.memory.values()) <= {"predictive": 20}.get(solver, 300)
-    plain_and_symmetric(lambda: nn.Sequential(nn.Linear(6, 6), scaled(6, 5, c)), torch.randn(3, 6, dtype=torch.float64))
+    assert max(memory.probes for memory in feedback.learning.memory.values()) <= {
+        "predictive": 20
+    }.get(solver, 300)
+    plain_and_symmetric(
+        lambda: nn.Sequential(nn.Linear(6, 6), scaled(6, 5, c)),
+        torch.randn(3, 6, dtype=torch.float64),
+    )
 
 
 def test_a_finite_nudge_tends_to_the_gradient():
@@ -617,7 +685,11 @@ class Raw(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.matrix, self.last = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
+        self.first, self.matrix, self.last = (
+            nn.Linear(4, 4),
+            nn.Parameter(torch.randn(4, 4)),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x):
         return self.last(torch.tanh(self.first(x)) @ self.matrix.t().tanh())
@@ -627,7 +699,9 @@ class Raw(nn.Module):
 def test_a_product_outside_a_map_is_named(example):
     x = torch.randn(3, 4)
     if example:
-        with pytest.warns(UserWarning, match=r"'matrix' is multiplied by (matmul|__matmul__) outside a map"):
+        with pytest.warns(
+            UserWarning, match=r"'matrix' is multiplied by (matmul|__matmul__) outside a map"
+        ):
             tp.attach(Raw(), x)
         with pytest.raises(tp.NotCovered, match="'matrix' is multiplied"):
             tp.attach(Raw(), x, strict=True)
@@ -656,7 +730,9 @@ def test_a_weight_used_past_its_module_is_named():
         tp.attach(Tied(), torch.zeros(1, 2, dtype=torch.long))
 
 
-@pytest.mark.parametrize("make", [lambda: nn.LSTM(4, 4), lambda: nn.GRUCell(4, 4), lambda: nn.Bilinear(4, 4, 4)])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.LSTM(4, 4), lambda: nn.GRUCell(4, 4), lambda: nn.Bilinear(4, 4, 4)]
+)
 def test_fused_kernels_are_named_with_the_remedy(make):
     def model():
         return nn.ModuleList([nn.Linear(4, 4), make()])
@@ -724,7 +800,10 @@ def test_an_attached_model_is_refused_another_rule():
     ("settings", "message"),
     [
         (dict(rule="ldlr"), "unknown rule 'ldlr'; did you mean 'ldrl'"),
-        (dict(solver="sgd"), "unknown solver 'sgd' of attached maps; known are correlation, coupled, fixed, predictive"),
+        (
+            dict(solver="sgd"),
+            "unknown solver 'sgd' of attached maps; known are correlation, coupled, fixed, predictive",
+        ),
         (dict(solver=tp.feedback.SGDSolver()), "SGDSolver needs a layer's noisy pass"),
         (dict(rule="feedback_alignment", solver="predictive"), "does not learn ω"),
         (dict(gains="none"), "gains='none' is neither"),

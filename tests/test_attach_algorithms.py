@@ -37,7 +37,9 @@ def test_trains(case):
     make, model, x, y = case
     algo = make(model)
     direct = isinstance(algo.rule, tp.rules.DirectFeedbackAlignment)
-    optimizer = torch.optim.SGD(model.parameters(), 0.005 if direct else 0.05, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.005 if direct else 0.05, momentum=0.9, weight_decay=1e-4
+    )
     algo.follow(optimizer)
     losses = steps(algo, optimizer, x, y, 40)
     assert losses[-1] < (0.95 if direct else 0.7) * losses[0]
@@ -59,7 +61,9 @@ def test_a_resumed_run_goes_on_bit_for_bit(case):
 
     def start():
         net = copy.deepcopy(model)
-        algo = make(net, example_inputs=(x,), **({} if make is algorithms.Backprop else {"seed": 3}))
+        algo = make(
+            net, example_inputs=(x,), **({} if make is algorithms.Backprop else {"seed": 3})
+        )
         optimizer = torch.optim.AdamW(net.parameters(), 0.01)
         algo.follow(optimizer)
         return net, algo, optimizer
@@ -93,12 +97,19 @@ def test_copies_of_algorithms_train_their_own_copies(case):
     copied.backward(x, y)
     assert not gradients_of(model)
     algo.backward(x, y)
-    assert all(torch.equal(value, gradients_of(copied.net)[name]) for name, value in gradients_of(model).items())
+    assert all(
+        torch.equal(value, gradients_of(copied.net)[name])
+        for name, value in gradients_of(model).items()
+    )
 
 
-@pytest.mark.parametrize("name", ["dtp", "targetprop", "drl", "ddtp_linear", "parallel_ldrl", "fixed_weight_dtp"])
+@pytest.mark.parametrize(
+    "name", ["dtp", "targetprop", "drl", "ddtp_linear", "parallel_ldrl", "fixed_weight_dtp"]
+)
 def test_explicit_algorithms_say_that_they_need_a_pair(name):
-    with pytest.raises(TypeError, match=r"needs explicit passes: make the network by targetprop.pair"):
+    with pytest.raises(
+        TypeError, match=r"needs explicit passes: make the network by targetprop.pair"
+    ):
         algorithms.ALGORITHMS[name](nn.Linear(2, 2))
 
 
@@ -113,7 +124,9 @@ def test_attaching_a_paired_network_uses_the_feedback_of_its_layers():
     assert all(torch.equal(omega, value) for omega, value in zip(omegas, values, strict=True))
     attached = [p.grad.clone() for p in net.forward_parameters()]
     net.zero_grad()
-    algorithms.LDRL(net, beta=1e-6, solver=Fixed()).backward(x, y)  # the other engine, with the same ω
+    algorithms.LDRL(net, beta=1e-6, solver=Fixed()).backward(
+        x, y
+    )  # the other engine, with the same ω
     explicit = [p.grad for p in net.forward_parameters()]
     assert distance(dict(enumerate(explicit)), dict(enumerate(attached))) < 1e-5
 
@@ -181,7 +194,9 @@ def test_both_engines_agree_as_the_nudge_vanishes(random):
 def test_gradients_accumulate_and_reach_the_loss_and_the_input():
     model = nn.Linear(4, 3)
     temperature = nn.Parameter(torch.tensor(2.0))
-    algo = algorithms.LDRL(model, loss=lambda logits, y: nn.functional.cross_entropy(logits * temperature, y))
+    algo = algorithms.LDRL(
+        model, loss=lambda logits, y: nn.functional.cross_entropy(logits * temperature, y)
+    )
     x, y = torch.randn(5, 4, requires_grad=True), torch.randint(3, (5,))
     algo.backward(x, y)
     once = model.weight.grad.clone()
@@ -202,7 +217,9 @@ def test_alignment_of_an_attached_model():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert found.keys() == {name for name, p in model.named_parameters() if "feedback" not in name}
-    seen = {name: entry for name, entry in found.items() if "in_proj_bias" not in name}  # a key's bias has no gradient
+    seen = {
+        name: entry for name, entry in found.items() if "in_proj_bias" not in name
+    }  # a key's bias has no gradient
     assert max(entry.update_angle for entry in seen.values()) < 0.1
     assert found["head.weight"].mismatch < 1e-4
     assert found["stem.bias"].mismatch is None
@@ -212,7 +229,9 @@ def test_alignment_of_an_attached_model():
     found = tp.analysis.alignment(model, wrong, lambda model: loss(model(x)))
     assert not any(name.startswith("head") for name in found)
     assert max(entry.update_angle for entry in found.values()) > 5
-    with pytest.raises(TypeError, match=r"takes \(net, algorithm, x, y\) or \(model, feedback, loss_fn\), got str"):
+    with pytest.raises(
+        TypeError, match=r"takes \(net, algorithm, x, y\) or \(model, feedback, loss_fn\), got str"
+    ):
         tp.analysis.alignment(model, "ldrl", x)
 
 
@@ -232,10 +251,14 @@ def test_alignment_of_several_maps_in_one_weight_shows_the_worst():
     with torch.no_grad():
         model.attention.in_proj_feedback_weight[-1] += 1  # of the values, the last of three maps
     found = tp.analysis.alignment(model, feedback, lambda model: loss(model(x)))
-    assert found["attention.in_proj_weight"].mismatch == feedback.mismatch()["attention.v_proj"] > 0.1
+    assert (
+        found["attention.in_proj_weight"].mismatch == feedback.mismatch()["attention.v_proj"] > 0.1
+    )
 
 
-@pytest.mark.parametrize("rule", ["backprop", "ldrl", "feedback_alignment", "direct_feedback_alignment"])
+@pytest.mark.parametrize(
+    "rule", ["backprop", "ldrl", "feedback_alignment", "direct_feedback_alignment"]
+)
 def test_alignment_of_algorithms_on_a_plain_module(rule):
     model, x, _ = models.make("resnet_basic", torch.float32)
     algo = CARRIED[rule](model)
@@ -275,13 +298,17 @@ def test_an_attached_model_keeps_its_handle_and_its_feedback():
     assert algorithms.LDRL(model).feedback is feedback
     assert algorithms.LDRL(model, seed=4, solver="predictive").feedback is feedback
     for other in (dict(seed=5), dict(solver="coupled"), dict(beta=0.1)):
-        with pytest.raises(ValueError, match=rf"attached with other settings already, got {next(iter(other))}="):
+        with pytest.raises(
+            ValueError, match=rf"attached with other settings already, got {next(iter(other))}="
+        ):
             algorithms.LDRL(model, **other)
     with pytest.raises(ValueError, match="the model is attached by"):
         algorithms.FeedbackAlignment(model)
     copied = copy.deepcopy(model)
     assert algorithms.LDRL(copied).feedback is not feedback
-    assert list(copied.state_dict()) == keys  # the map that reads data got no feedback by being adopted
+    assert (
+        list(copied.state_dict()) == keys
+    )  # the map that reads data got no feedback by being adopted
 
 
 @pytest.mark.parametrize("solver", ["predictive", "coupled"])
@@ -292,7 +319,9 @@ def test_without_follow_backward_probes(solver):
     start = max(algo.feedback.mismatch().values())
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=0.01)
     steps(algo, optimizer, x, torch.arange(len(x)) % models.CLASSES, 60)
-    assert max(algo.feedback.mismatch().values()) < max(0.2, 1.5 * start)  # 0.75 where nothing learns
+    assert max(algo.feedback.mismatch().values()) < max(
+        0.2, 1.5 * start
+    )  # 0.75 where nothing learns
 
 
 def test_a_map_that_reads_data_gets_no_feedback_by_example_inputs():
@@ -307,19 +336,26 @@ def test_a_model_without_logits_gets_one_sentence():
         def forward(self, x):
             return super().forward(x), x
 
-    with pytest.raises(TypeError, match=r"Two returned tuple; expected logits as a tensor, or an output with \.logits"):
+    with pytest.raises(
+        TypeError,
+        match=r"Two returned tuple; expected logits as a tensor, or an output with \.logits",
+    ):
         algorithms.Backprop(Two(3, 2)).backward(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))
 
 
 def test_foreign_state_and_layer_ranks_are_refused():
     algo = algorithms.LDRL(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"another algorithm than ldrl on a plain module, got \['directs'\]"):
+    with pytest.raises(
+        ValueError, match=r"another algorithm than ldrl on a plain module, got \['directs'\]"
+    ):
         algo.load_state_dict({"directs": {}})
     with pytest.raises(ValueError, match="another algorithm than backprop"):
         algorithms.Backprop(nn.Linear(3, 2)).load_state_dict(algo.state_dict())
     two = tp.ranks.Group()
     two.size = 2
-    with pytest.raises(ValueError, match="AttachedLDRL does not train its feedback layer by layer, so 2 processes"):
+    with pytest.raises(
+        ValueError, match="AttachedLDRL does not train its feedback layer by layer, so 2 processes"
+    ):
         algo.distribute(tp.ranks.Ranks(two, tp.ranks.ALONE, two))
 
 
@@ -336,7 +372,9 @@ def test_a_plain_checkpoint_is_one_call_away():
     model, _, _ = models.make("resnet_basic")
     plain = copy.deepcopy(model)
     feedback = tp.attach(model)
-    assert feedback.plain_state_dict().keys() == plain.state_dict().keys() < model.state_dict().keys()
+    assert (
+        feedback.plain_state_dict().keys() == plain.state_dict().keys() < model.state_dict().keys()
+    )
     plain.load_state_dict(feedback.plain_state_dict())
 
 

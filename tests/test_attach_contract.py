@@ -32,7 +32,9 @@ def case(request):
     wanted = gradients(model, x, loss)
     with feedback.exact():
         assert distance(gradients(model, x, loss), wanted) > 0.1
-    assert all(p.grad is None for name, p in model.named_parameters() if name.endswith("feedback_weight"))
+    assert all(
+        p.grad is None for name, p in model.named_parameters() if name.endswith("feedback_weight")
+    )
     return model, x, loss, feedback, wanted
 
 
@@ -51,7 +53,9 @@ def test_compiled_by_inductor(name, gains):
     moving = name in ("parametrised", "hooked")  # spectral norm iterates from pass to pass
     wanted = gradients(model, x, loss)
     torch._dynamo.reset()
-    assert distance(gradients(model, x, loss, torch.compile(model, fullgraph=True)), wanted) < (1 if moving else 1e-3)
+    assert distance(gradients(model, x, loss, torch.compile(model, fullgraph=True)), wanted) < (
+        1 if moving else 1e-3
+    )
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -62,7 +66,12 @@ def test_checkpointing(case, reentrant):
         stand_in = torch.zeros(
             (), dtype=torch.float64, requires_grad=True
         )  # reentrant checkpoints need an input with gradient
-        return checkpoint(lambda x, _: getattr(out := model(x), "logits", out), x, stand_in, use_reentrant=reentrant)
+        return checkpoint(
+            lambda x, _: getattr(out := model(x), "logits", out),
+            x,
+            stand_in,
+            use_reentrant=reentrant,
+        )
 
     assert distance(gradients(model, x, loss, run), wanted) < 1e-12
 
@@ -80,10 +89,16 @@ def test_copies_send_the_same(case):
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
-    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)]
+    copies = [
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        torch.load(file, weights_only=False),
+    ]
     for other in copies:
         assert distance(gradients(other, x, loss), wanted) < 1e-12
-        assert [type(m).__name__ for m in other.modules()] == [type(m).__name__ for m in model.modules()]
+        assert [type(m).__name__ for m in other.modules()] == [
+            type(m).__name__ for m in model.modules()
+        ]
         assert tp.attach(other, rule="feedback_alignment").mismatch()
 
 
@@ -143,7 +158,9 @@ def test_gradient_scaler_steps_as_without(case):
     model.zero_grad()
     scaler.scale(loss(model(x))).backward()
     scaler.step(optimizer)
-    moved = {name: before[name] - p.detach() for name, p in model.named_parameters() if name in wanted}
+    moved = {
+        name: before[name] - p.detach() for name, p in model.named_parameters() if name in wanted
+    }
     assert distance(moved, wanted) < 1e-9
 
 
@@ -178,7 +195,9 @@ def replicated(name, wrapper, seed):
         fully_shard(model, mesh=mesh)
         model.zero_grad()
         halves(model(mine)).backward()
-        found = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+        found = {
+            name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None
+        }
     assert distance(found, wanted) < 1e-9
     run = None
     dist.barrier()
@@ -312,7 +331,9 @@ def test_lightning():
 def test_lightning_tracks_through_its_closure():
     lightning = pytest.importorskip("lightning")
     model, x, loss = models.make("vit_attention", torch.float32)
-    feedback = tp.attach(model, solver=tp.feedback.PredictiveSolver(tolerance=10.0))  # no probe corrects anything
+    feedback = tp.attach(
+        model, solver=tp.feedback.PredictiveSolver(tolerance=10.0)
+    )  # no probe corrects anything
 
     class Task(lightning.LightningModule):
         def __init__(self):
@@ -356,7 +377,9 @@ def test_hugging_face_trainer(tmp_path):
     schedule = torch.optim.lr_scheduler.ConstantLR(recorder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        transformers.Trainer(model, arguments, train_dataset=data, optimizers=(recorder, schedule)).train()
+        transformers.Trainer(
+            model, arguments, train_dataset=data, optimizers=(recorder, schedule)
+        ).train()
     scale = (
         recorder.seen["transformer.wte.weight"].norm() / wanted["transformer.wte.weight"].norm()
     )  # its mean counts tokens otherwise

@@ -18,7 +18,13 @@ X, Y = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.ara
 
 def build(bias=True):
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(8, 16, bias), nn.Tanh(), nn.Linear(16, 16, bias), nn.Tanh(), nn.Linear(16, 4, bias))
+    return nn.Sequential(
+        nn.Linear(8, 16, bias),
+        nn.Tanh(),
+        nn.Linear(16, 16, bias),
+        nn.Tanh(),
+        nn.Linear(16, 4, bias),
+    )
 
 
 def scramble(model):
@@ -42,7 +48,9 @@ def train(model, optimizer, steps):
         optimizer.step()
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_a_copy_made_while_backpropagating_sends_feedback(way):
     model = build()
     feedback = tp.attach(model, X)
@@ -131,7 +139,12 @@ class Fused(nn.Linear):
 class Segment(nn.Module):
     def __init__(self, reentrant, bare=True):
         super().__init__()
-        self.a, self.b, self.c, self.reentrant = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4), reentrant
+        self.a, self.b, self.c, self.reentrant = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 4),
+            reentrant,
+        )
         self.w = nn.Parameter(torch.randn(8, 8)) if bare else None
 
     def forward(self, x):
@@ -200,7 +213,9 @@ def test_a_plain_checkpoint_is_probed_though_the_memory_is_restored_too():
     train(model, feedback.follow(torch.optim.SGD(model.parameters(), 0.3)), 5)
     plain, state = copy.deepcopy(feedback.plain_state_dict()), feedback.state_dict()
     torch.manual_seed(9)
-    other = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
+    other = nn.Sequential(
+        nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)
+    )
     second = tp.attach(other, X)
     optimizer = second.follow(torch.optim.SGD(other.parameters(), 0.3))
     other.load_state_dict(plain)
@@ -214,7 +229,10 @@ def test_the_schedule_of_probes_is_restored_in_either_order(follow_first):
     model = build()
     feedback = tp.attach(model, X)
     train(model, feedback.follow(torch.optim.SGD(model.parameters(), 0.01)), 40)
-    state, waits = feedback.state_dict(), [memory.wait for memory in feedback.learning.memory.values()]
+    state, waits = (
+        feedback.state_dict(),
+        [memory.wait for memory in feedback.learning.memory.values()],
+    )
     assert max(waits) > 11
     other = tp.attach(build(), X)
     optimizer = torch.optim.SGD(other.model.parameters(), 0.01)
@@ -227,18 +245,24 @@ def test_the_schedule_of_probes_is_restored_in_either_order(follow_first):
 
 def test_a_state_of_another_rule_is_refused():
     mirrored = tp.attach(build(), X, rule="weight_mirror").state_dict()
-    with pytest.raises(ValueError, match="is of rule weight_mirror, but the model is attached by ldrl"):
+    with pytest.raises(
+        ValueError, match="is of rule weight_mirror, but the model is attached by ldrl"
+    ):
         tp.attach(build(), X).load_state_dict(mirrored)
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_a_copied_handle_follows_nothing_until_it_is_told_to(way):
     model = build()
     feedback = tp.attach(model, X)
     train(model, feedback.follow(torch.optim.SGD(model.parameters(), 0.3)), 2)
     other = way(feedback)
     assert not other.followed
-    optimizer = torch.optim.SGD([p for n, p in other.model.named_parameters() if "feedback" not in n], 0.3)
+    optimizer = torch.optim.SGD(
+        [p for n, p in other.model.named_parameters() if "feedback" not in n], 0.3
+    )
     other.follow(optimizer)
     steps = other.steps
     train(other.model, optimizer, 20)
@@ -256,7 +280,11 @@ def test_the_feedback_of_a_model_made_on_meta_is_drawn_when_it_is_there():
     with torch.no_grad():
         model[2].feedback_weight.fill_(float("nan"))
     model(X)
-    drawn = tp.attach(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), rule="feedback_alignment", seed=3)
+    drawn = tp.attach(
+        nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)),
+        rule="feedback_alignment",
+        seed=3,
+    )
     assert torch.equal(model[2].feedback_weight, drawn.model[2].feedback_weight)
 
 
@@ -277,7 +305,9 @@ def test_hooks_registered_after_follow_see_the_gradient_of_theta_alone():
     seen = []
 
     def clip(optimizer, args, kwargs):
-        seen.append([n for n, p in model.named_parameters() if "feedback" in n and p.grad is not None])
+        seen.append(
+            [n for n, p in model.named_parameters() if "feedback" in n and p.grad is not None]
+        )
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 
     train(model, optimizer, 1)
@@ -329,7 +359,9 @@ def test_the_solvers_memory_follows_the_model(settings):
 
 
 def test_iterations_of_the_correlation_count():
-    one, many = (tp.attach(build(), solver=tp.feedback.CorrelationSolver(iterations=n)) for n in (1, 50))
+    one, many = (
+        tp.attach(build(), solver=tp.feedback.CorrelationSolver(iterations=n)) for n in (1, 50)
+    )
     one.step()
     many.step()
     assert one.learning.memory["2"].probes + 49 == many.learning.memory["2"].probes
@@ -459,14 +491,26 @@ def test_a_compiled_module_is_attached_as_what_it_compiles():
 def test_names_of_an_optimizers_parameters_stay_in_step():
     model = build()
     feedback = tp.attach(model, X)
-    optimizer = torch.optim.AdamW(n_p for n_p in model.named_parameters() if "feedback" not in n_p[0])
+    optimizer = torch.optim.AdamW(
+        n_p for n_p in model.named_parameters() if "feedback" not in n_p[0]
+    )
     if "param_names" not in optimizer.param_groups[0]:
         pytest.skip("this torch keeps no names")
     feedback.follow(optimizer)
-    names = dict(zip(optimizer.param_groups[0]["param_names"], optimizer.param_groups[0]["params"], strict=True))
+    names = dict(
+        zip(
+            optimizer.param_groups[0]["param_names"],
+            optimizer.param_groups[0]["params"],
+            strict=True,
+        )
+    )
     assert names["2.feedback_weight"] is model[2].feedback_weight
     feedback.detach()
-    assert len(optimizer.param_groups[0]["param_names"]) == len(optimizer.param_groups[0]["params"]) == 6
+    assert (
+        len(optimizer.param_groups[0]["param_names"])
+        == len(optimizer.param_groups[0]["params"])
+        == 6
+    )
 
 
 def test_a_parameter_called_like_a_feedback_weight_is_refused():
@@ -485,7 +529,9 @@ def test_classes_made_for_a_model_go_with_it():
     from targetprop.attach import kinds
 
     def once():
-        model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 2))
+        model = nn.Sequential(
+            nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 2)
+        )
         tp.attach(model).detach()
 
     once()
@@ -522,8 +568,12 @@ class Lower(nn.Linear):
 def test_the_mismatch_of_a_registered_map_is_that_of_what_it_computes():
     tp.register(Lower, lambda module: lambda x, w: x @ w.tril().T)
     try:
-        feedback = tp.attach(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), Lower(8, 8)), torch.randn(2, 8))
-        assert feedback.sites[0].omega.sub(feedback.sites[0].theta).norm() > 0.1  # above the diagonal nothing can be learned
+        feedback = tp.attach(
+            nn.Sequential(nn.Linear(8, 8), nn.Tanh(), Lower(8, 8)), torch.randn(2, 8)
+        )
+        assert (
+            feedback.sites[0].omega.sub(feedback.sites[0].theta).norm() > 0.1
+        )  # above the diagonal nothing can be learned
         assert feedback.mismatch()["2"] < 0.01
     finally:
         del tp.maps.MAPS[Lower]

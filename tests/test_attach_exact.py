@@ -32,7 +32,9 @@ def test_the_symmetric_rule_is_backpropagation(name, gains):
     assert found.keys() == wanted.keys()
     largest = max(value.norm() for value in wanted.values())
     for key in wanted:  # the floor is for gradients that are 0 but for rounding, as of a bias before a normalisation
-        assert (found[key] - wanted[key]).norm() <= 1e-12 * wanted[key].norm().clamp_min(1e-3 * largest), key
+        assert (found[key] - wanted[key]).norm() <= 1e-12 * wanted[key].norm().clamp_min(
+            1e-3 * largest
+        ), key
 
 
 @pytest.mark.parametrize("name", models.MODELS)

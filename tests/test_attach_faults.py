@@ -13,12 +13,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import targetprop as tp
 from targetprop.attach import NotCovered
 
-X, Y = torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+X, Y = (
+    torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    torch.arange(16) % 3,
+)
 
 
 def build():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+    ).double()
 
 
 def wrong():
@@ -51,7 +56,9 @@ def functional(model):
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
     def loss(p):
-        return F.cross_entropy(torch.func.vmap(lambda x: torch.func.functional_call(model, p, (x,)))(X), Y)
+        return F.cross_entropy(
+            torch.func.vmap(lambda x: torch.func.functional_call(model, p, (x,)))(X), Y
+        )
 
     return torch.func.grad(loss)(parameters)["0.weight"]
 
@@ -68,7 +75,11 @@ def test_forward_mode_is_refused():
         torch.func.jvp(model, (X,), (X,))
 
 
-@pytest.mark.parametrize("trace", [lambda m: torch.export.export(m, (X,)), lambda m: make_fx(m)(X)], ids=["export", "make_fx"])
+@pytest.mark.parametrize(
+    "trace",
+    [lambda m: torch.export.export(m, (X,)), lambda m: make_fx(m)(X)],
+    ids=["export", "make_fx"],
+)
 def test_exports_that_would_backpropagate_are_refused(trace):
     model, feedback, _ = wrong()
     with pytest.raises(Exception, match="an exported graph keeps no feedback"):
@@ -77,7 +88,10 @@ def test_exports_that_would_backpropagate_are_refused(trace):
         trace(model)
 
 
-@pytest.mark.parametrize("settings", [dict(solver=tp.feedback.PredictiveSolver(tracking=False)), dict(rule="weight_mirror")])
+@pytest.mark.parametrize(
+    "settings",
+    [dict(solver=tp.feedback.PredictiveSolver(tracking=False)), dict(rule="weight_mirror")],
+)
 def test_a_second_optimizer_drives_probes_as_the_first_did(settings):
     model = build()
     feedback = tp.attach(model, **settings)
@@ -100,7 +114,9 @@ def test_two_optimizers_in_turn_make_one_step_a_round():
     assert feedback.steps == 4
 
 
-@pytest.mark.parametrize("change", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.parametrize(
+    "change", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
 def test_a_weight_that_something_computes_from_now_on_is_probed_soon(change):
     model = build()
     feedback = tp.attach(model)
@@ -169,7 +185,9 @@ def test_lbfgs_is_refused_with_tracking_only():
         model = build()
         optimizer = torch.optim.LBFGS(model.parameters(), 0.1, max_iter=4)
         if attached:
-            tp.attach(model, solver=tp.feedback.PredictiveSolver(1e-12, tracking=False)).follow(optimizer)
+            tp.attach(model, solver=tp.feedback.PredictiveSolver(1e-12, tracking=False)).follow(
+                optimizer
+            )
 
         def closure(model=model, optimizer=optimizer):
             optimizer.zero_grad()
@@ -199,7 +217,9 @@ def test_what_would_change_nothing_is_refused():
     tp.attach(model)
     with pytest.raises(ValueError, match=r"attached already.*beta=0\.1"):
         tp.attach(model, beta=0.1)
-    with pytest.raises(ValueError, match=r"a part of the model is attached already but '1' \(Linear\) is not"):
+    with pytest.raises(
+        ValueError, match=r"a part of the model is attached already but '1' \(Linear\) is not"
+    ):
         tp.attach(nn.Sequential(model, nn.Linear(3, 3)))
     with pytest.raises(ValueError, match="complex weights"):
         tp.attach(nn.Sequential(nn.Linear(3, 2, dtype=torch.complex128)))
@@ -217,9 +237,13 @@ def test_paired_networks_that_ran_direct_feedback_are_copied_and_algorithms_pick
     torch.testing.assert_close(other.net(X), plain.net(X))
 
 
-@pytest.mark.parametrize("refused", [dict(skip="typo"), dict(beta=0.1), dict()], ids=["skip", "beta", "complex"])
+@pytest.mark.parametrize(
+    "refused", [dict(skip="typo"), dict(beta=0.1), dict()], ids=["skip", "beta", "complex"]
+)
 def test_what_is_refused_leaves_the_model_as_it_was(refused):
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2, dtype=torch.float32 if refused else torch.complex64))
+    model = nn.Sequential(
+        nn.Linear(3, 3), nn.Linear(3, 2, dtype=torch.float32 if refused else torch.complex64)
+    )
     with pytest.raises(ValueError, match=r"matches no module|finds no activation|complex weights"):
         tp.attach(model, **refused)
     assert [type(module) for module in model] == [nn.Linear, nn.Linear]

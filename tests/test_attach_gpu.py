@@ -35,7 +35,14 @@ def test_the_symmetric_rule_is_backpropagation(name, gains):
     wanted = gradients(reference, x, loss)
     model, x, loss = on_gpu(name)
     tp.attach(model, rule="symmetric", gains=gains, strict=True)
-    dropout = name in ("vgg", "vit_attention", "vit_encoder", "gpt2", "bert", "hf_vit")  # kernels draw their own masks
+    dropout = name in (
+        "vgg",
+        "vit_attention",
+        "vit_encoder",
+        "gpt2",
+        "bert",
+        "hf_vit",
+    )  # kernels draw their own masks
     for module in [*model.modules(), *reference.modules()] if dropout else []:
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
@@ -81,7 +88,9 @@ def test_wrong_feedback_is_wrong_on_every_way(name):
             backprop = gradients(model, x, loss)
             assert distance(backprop, wanted) > 0.1
         torch._dynamo.reset()
-        assert distance(gradients(model, x, loss, torch.compile(model, fullgraph=True)), wanted) < 1e-3
+        assert (
+            distance(gradients(model, x, loss, torch.compile(model, fullgraph=True)), wanted) < 1e-3
+        )
         torch._dynamo.reset()
         graphs = torch.compile(model, fullgraph=True, mode="reduce-overhead")
         for _ in range(3):
@@ -94,7 +103,9 @@ def test_wrong_feedback_is_wrong_on_every_way(name):
                     return model(x)
 
             with feedback.exact():
-                error = far(gradients(model, x, loss, run), backprop)  # what the precision costs backprop itself
+                error = far(
+                    gradients(model, x, loss, run), backprop
+                )  # what the precision costs backprop itself
             assert far(gradients(model, x, loss, run), wanted) < 0.02 + 2 * error
         scaler = torch.amp.GradScaler("cuda", init_scale=256.0)
         optimizer = torch.optim.SGD(model.parameters(), 1.0)
@@ -102,7 +113,9 @@ def test_wrong_feedback_is_wrong_on_every_way(name):
         model.zero_grad()
         scaler.scale(loss(model(x))).backward()
         scaler.step(optimizer)
-        moved = {key: before[key] - p.detach() for key, p in model.named_parameters() if key in wanted}
+        moved = {
+            key: before[key] - p.detach() for key, p in model.named_parameters() if key in wanted
+        }
         assert distance(moved, wanted) < 1e-2
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = precise
@@ -146,7 +159,9 @@ def test_nccl():
         fully_shard(model, mesh=init_device_mesh("cuda", (1,)))
         model.zero_grad()
         loss(model(x)).backward()
-        found = {key: p.grad.full_tensor() for key, p in model.named_parameters() if p.grad is not None}
+        found = {
+            key: p.grad.full_tensor() for key, p in model.named_parameters() if p.grad is not None
+        }
         assert distance(found, wanted) < 1e-2
     finally:
         dist.destroy_process_group()

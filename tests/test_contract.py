@@ -18,7 +18,9 @@ kinds = pytest.mark.parametrize("kind", ["matched", "mirror"])
 
 
 def tensors_with_graph():
-    return sum(issubclass(type(o), torch.Tensor) and o.grad_fn is not None for o in gc.get_objects())
+    return sum(
+        issubclass(type(o), torch.Tensor) and o.grad_fn is not None for o in gc.get_objects()
+    )
 
 
 def gradients(net):
@@ -83,7 +85,10 @@ def test_state_dict_round_trip_continues_bit_for_bit(case):
         each.zero_grad()
         for _ in range(3):
             rule.backward(x, y)
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True)
+    )
     assert all(torch.equal(gradients(net)[key], gradients(twin)[key]) for key in gradients(net))
 
 
@@ -145,7 +150,9 @@ def test_output_layer_gradient_is_exact_for_every_loss(case, loss):
     }[loss]
     CASES[case](net, **settings).backward(x, y)
     last = net.layers[-1].forward_map
-    torch.testing.assert_close(last.weight.grad, torch.autograd.grad(expected(net(x)), last.weight)[0])
+    torch.testing.assert_close(
+        last.weight.grad, torch.autograd.grad(expected(net(x)), last.weight)[0]
+    )
 
 
 @every
@@ -172,7 +179,13 @@ def test_runs_on_cuda(case):
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(beta=0), dict(loss="nll"), dict(label_smoothing=1.0), dict(loss="mse", label_smoothing=0.1)]
+    "bad",
+    [
+        dict(beta=0),
+        dict(loss="nll"),
+        dict(label_smoothing=1.0),
+        dict(loss="mse", label_smoothing=0.1),
+    ],
 )
 def test_bad_settings_are_refused(bad):
     net, _, _ = make("mlp")
@@ -203,7 +216,9 @@ def test_alignment_leaves_everything_as_it_was():
     assert list(result) == list(net.names)
     assert result["conv_1"].mismatch is not None
     assert result["conv_0"].mismatch is None
-    assert all(torch.equal(a, b) for a, b in zip(weights.values(), net.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights.values(), net.state_dict().values(), strict=True)
+    )
     assert torch.equal(state["generators"]["conv_1"], algo.state_dict()["generators"]["conv_1"])
     assert all(torch.equal(grads[k], gradients(net)[k]) for k in grads)
 
@@ -213,4 +228,6 @@ def test_cites_its_papers(case):
     net, _, _ = make("mlp")
     text = tp.cite(CASES[case](net))
     assert text.count("@") >= 1
-    assert ("akrout2019" in text) == (case in ("ldrl", "ldrl-predictive", "weight_mirror", "kolen_pollack"))
+    assert ("akrout2019" in text) == (
+        case in ("ldrl", "ldrl-predictive", "weight_mirror", "kolen_pollack")
+    )

@@ -105,7 +105,9 @@ def test_no_graph_is_left_behind(place):
     gc.collect()
 
     def graphs():
-        return sum(issubclass(type(o), torch.Tensor) and o.grad_fn is not None for o in gc.get_objects())
+        return sum(
+            issubclass(type(o), torch.Tensor) and o.grad_fn is not None for o in gc.get_objects()
+        )
 
     before = graphs()
     reports = [step(algo, optimizer, x, y) for _ in range(3)]
@@ -202,4 +204,6 @@ def test_two_processes_equal_one(tmp_path):
     found = torch.load(tmp_path / "found.pt")
     for name, wanted in shared_out(Ranks()).items():
         for key, value in wanted.items():
-            torch.testing.assert_close(found[name][key], value, rtol=1e-9, atol=1e-9, msg=f"{name} {key}")
+            torch.testing.assert_close(
+                found[name][key], value, rtol=1e-9, atol=1e-9, msg=f"{name} {key}"
+            )

@@ -22,11 +22,19 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def idx(array):
-    return b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        b"\x00\x00\x08"
+        + bytes([array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
 RNG = np.random.default_rng(0)
-PIXELS, LABELS = RNG.integers(0, 256, (12, 6, 5), np.uint8), RNG.integers(0, 10, 12).astype(np.uint8)
+PIXELS, LABELS = (
+    RNG.integers(0, 256, (12, 6, 5), np.uint8),
+    RNG.integers(0, 10, 12).astype(np.uint8),
+)
 RECORDS = np.concatenate([LABELS[:, None], RNG.integers(0, 256, (12, 3072), np.uint8)], 1)
 
 
@@ -83,7 +91,9 @@ def test_reads_what_is_published(name, tmp_path):
 
 
 @every
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(damage=st.data())
 def test_damage_is_the_typed_error_or_right_shapes(name, tmp_path, damage):
     content, read, shape = FORMATS[name]
@@ -92,7 +102,9 @@ def test_damage_is_the_typed_error_or_right_shapes(name, tmp_path, damage):
     else:
         changed = bytearray(content)
         for _ in range(damage.draw(st.integers(1, 4))):
-            changed[damage.draw(st.integers(0, len(content) - 1))] ^= 1 << damage.draw(st.integers(0, 7))
+            changed[damage.draw(st.integers(0, len(content) - 1))] ^= 1 << damage.draw(
+                st.integers(0, 7)
+            )
     path = tmp_path / name
     path.write_bytes(bytes(changed))
     try:
@@ -183,7 +195,12 @@ def test_image_folder(tmp_path):
 
 def test_digits_ship_with_the_package():
     data = load("digits")
-    assert (len(data.train), len(data.test), data.in_shape, data.classes) == (1438, 359, (1, 8, 8), 10)
+    assert (len(data.train), len(data.test), data.in_shape, data.classes) == (
+        1438,
+        359,
+        (1, 8, 8),
+        10,
+    )
     assert data.train.labels.bincount().min() > 100
     pixels = data.train.images.double() / 255
     assert pixels.mean().item() == pytest.approx(data.mean[0], abs=0.01)
@@ -215,7 +232,9 @@ def test_catalogue_checks_hashes_and_names_the_command(monkeypatch, tmp_path):
     altered = bytearray(contents[0])
     altered[30] ^= 1
     (tmp_path / "mnist" / files[0].name).write_bytes(altered)
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: md5 is .* truncated or altered"):
+    with pytest.raises(
+        DataError, match=r"train-images-idx3-ubyte\.gz: md5 is .* truncated or altered"
+    ):
         load("mnist", tmp_path)
 
 
@@ -252,7 +271,9 @@ def test_fetch_keeps_whole_files_only(monkeypatch, tmp_path):
     serve(monkeypatch, good | {files[2].name: contents[2][:-3]})
     with pytest.raises(DataError, match="could not fetch"):
         fetch.fetch("fashion-mnist", tmp_path)
-    assert sorted(p.name for p in (tmp_path / "fashion-mnist").iterdir()) == sorted(f.name for f in files[:2])
+    assert sorted(p.name for p in (tmp_path / "fashion-mnist").iterdir()) == sorted(
+        f.name for f in files[:2]
+    )
     serve(monkeypatch, good)
     assert len(fetch.fetch("fashion-mnist", tmp_path)) == 4
     assert len(load("fashion-mnist", tmp_path).train) == 12
@@ -267,7 +288,9 @@ def test_layouts_of_the_larger_sets(monkeypatch, tmp_path, name):
     fine = np.concatenate([LABELS[:, None], RECORDS], 1)
     if name == "imagenet32":
         for file in source.layouts[0]:
-            (tmp_path / file.name).write_bytes(npz_of(data=RECORDS[:, 1:], labels=LABELS.astype(int) + 1))
+            (tmp_path / file.name).write_bytes(
+                npz_of(data=RECORDS[:, 1:], labels=LABELS.astype(int) + 1)
+            )
         data = load(name, tmp_path)
         assert (len(data.train), len(data.test), data.classes) == (120, 12, LABELS.max() + 1)
         test = source.layouts[0][-1].name
@@ -308,7 +331,9 @@ def batches(**settings):
 
 def test_batches_depend_on_seed_epoch_and_position_only():
     def run(seed, epoch, start=0):
-        return [(x, y.tolist()) for x, y in batches(augment="flip-crop", seed=seed).epoch(epoch, start)]
+        return [
+            (x, y.tolist()) for x, y in batches(augment="flip-crop", seed=seed).epoch(epoch, start)
+        ]
 
     a, b = run(0, 1), run(0, 1)
     assert all(torch.equal(x, z) and y == w for (x, y), (z, w) in zip(a, b, strict=True))

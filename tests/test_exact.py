@@ -31,7 +31,9 @@ def test_mirror_feedback_on_elu_leaves_an_angle(name):
     angles = {}
     for kind in ("matched", "mirror"):
         net, x, y = make(name, feedback=kind)
-        result = tp.analysis.alignment(net, tp.algorithms.LDRL(net, 1e-6, tp.feedback.Symmetric()), x, y)
+        result = tp.analysis.alignment(
+            net, tp.algorithms.LDRL(net, 1e-6, tp.feedback.Symmetric()), x, y
+        )
         angles[kind] = max(layer.update_angle for layer in result.values())
     assert angles["matched"] < 1e-4
     assert angles["mirror"] > 0.1
@@ -40,7 +42,9 @@ def test_mirror_feedback_on_elu_leaves_an_angle(name):
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 def test_piecewise_linear_networks_are_exact_while_no_unit_crosses_its_kink(activation):
     net, x, y = make("resnet18", activation=activation)
-    result = tp.analysis.alignment(net, tp.algorithms.LDRL(net, 1e-5, tp.feedback.Symmetric()), x, y)
+    result = tp.analysis.alignment(
+        net, tp.algorithms.LDRL(net, 1e-5, tp.feedback.Symmetric()), x, y
+    )
     assert max(layer.update_distance for layer in result.values()) < 1e-10
 
 
@@ -51,7 +55,10 @@ def test_matched_feedback_activation_has_the_forward_slope(name):
     y = rho.rho(c)
     slope = torch.func.jvp(rho.rho, (c,), (torch.ones_like(c),))[1]
     saved = rho.forward(c)[1]
-    for feedback in (lambda d: rho.difference(saved, d), lambda d: rho.lift(saved, y + d, "matched")):
+    for feedback in (
+        lambda d: rho.difference(saved, d),
+        lambda d: rho.lift(saved, y + d, "matched"),
+    ):
         derivative = torch.func.jvp(feedback, (torch.zeros_like(c),), (torch.ones_like(c),))[1]
         torch.testing.assert_close(derivative, slope, atol=1e-12, rtol=0)
 
@@ -88,8 +95,12 @@ def test_stage_difference_is_that_of_its_lifts(name, kind):
     net, x, _ = make(name, feedback=kind)
     for layer, trace in net.leaf_traces(net.trace(x)[1]):
         d = 0.1 * torch.randn_like(trace.output)
-        lifted = layer.stage.lift(trace.saved, trace.output + d) - layer.stage.lift(trace.saved, trace.output)
-        torch.testing.assert_close(layer.stage.difference(trace.saved, trace.output, d), lifted, atol=1e-10, rtol=1e-10)
+        lifted = layer.stage.lift(trace.saved, trace.output + d) - layer.stage.lift(
+            trace.saved, trace.output
+        )
+        torch.testing.assert_close(
+            layer.stage.difference(trace.saved, trace.output, d), lifted, atol=1e-10, rtol=1e-10
+        )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -100,7 +111,9 @@ def test_jacobian_products_agree_with_autograd(name, activation):
         e, h = torch.randn_like(trace.input), torch.randn_like(trace.output)
         with torch.no_grad():
             jvp = layer.stage.jvp(trace.saved, layer.respond(e))
-            vjp = layer.map.transpose(layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape)
+            vjp = layer.map.transpose(
+                layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape
+            )
         point = trace.input.detach().requires_grad_()
         (expected,) = torch.autograd.grad(layer(point), point, h)
         torch.testing.assert_close(vjp, expected, atol=1e-10, rtol=1e-8)
@@ -119,7 +132,9 @@ def test_jacobian_mismatch_agrees_with_full_jacobians():
 
         back = torch.autograd.functional.jacobian(feedback, torch.zeros_like(trace.output))
         expected = (back.reshape(m, n) - forward.reshape(n, m).T).norm() / forward.norm()
-        assert jacobian_mismatch(layer, trace, probes=200) == pytest.approx(expected.item(), rel=0.1)
+        assert jacobian_mismatch(layer, trace, probes=200) == pytest.approx(
+            expected.item(), rel=0.1
+        )
 
 
 def test_updates_are_local_and_leave_no_graph():
@@ -131,7 +146,9 @@ def test_updates_are_local_and_leave_no_graph():
     assert all(p.grad is None or not p.grad.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize(("stride", "dilation"), [((1, 1), (1, 1)), ((2, 1), (1, 2)), ((3, 2), (2, 1))])
+@pytest.mark.parametrize(
+    ("stride", "dilation"), [((1, 1), (1, 1)), ((2, 1), (1, 2)), ((3, 2), (2, 1))]
+)
 @pytest.mark.parametrize("padding", [(0, 0), (1, 2), (3, 1)])
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 3)])
 def test_weight_gradients_tap_by_tap_are_autograds(kernel, padding, stride, dilation):
@@ -153,12 +170,17 @@ def test_wide_layers_on_small_images_go_tap_by_tap(monkeypatch):
     calls = []
     linear = tp.maps.Conv2dMap((1, 1), (1, 1), (1, 1), 1)
     taken = tp.maps.Conv2dMap.correlate_taps
-    monkeypatch.setattr(tp.maps.Conv2dMap, "correlate_taps", lambda *a: calls.append(a) or taken(*a))
+    monkeypatch.setattr(
+        tp.maps.Conv2dMap, "correlate_taps", lambda *a: calls.append(a) or taken(*a)
+    )
     for channels, size, expected in ((256, 3, 1), (256, 8, 0), (16, 3, 0)):
         x, e = torch.randn(2, channels, size, size), torch.randn(2, channels, size, size)
         calls.clear()
         found = linear.correlate(e, x, (channels, channels, 3, 3))
         assert len(calls) == expected
         torch.testing.assert_close(
-            found, torch.nn.grad.conv2d_weight(x, (channels, channels, 3, 3), e, padding=1), rtol=1e-4, atol=1e-3
+            found,
+            torch.nn.grad.conv2d_weight(x, (channels, channels, 3, 3), e, padding=1),
+            rtol=1e-4,
+            atol=1e-3,
         )

@@ -27,7 +27,9 @@ MODULES = [
 def test_examples_of_docstrings_run(module):
     before = dict(tp.maps.MAPS)
     try:
-        found = doctest.testmod(importlib.import_module(module), extraglobs={"tp": tp, "torch": torch, "F": F})
+        found = doctest.testmod(
+            importlib.import_module(module), extraglobs={"tp": tp, "torch": torch, "F": F}
+        )
     finally:
         tp.maps.MAPS.clear()
         tp.maps.MAPS.update(before)
@@ -44,7 +46,13 @@ def test_code_of_the_readme_trains():
         return [(torch.randn(count, 3, 32, 32), torch.randint(10, (count,))) for _ in range(2)]
 
     def any_module():
-        return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=4),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        )
 
     attached, chain = blocks("README.md")
     here = {"AnyModule": any_module, "loader": images(8)}
@@ -62,6 +70,10 @@ def test_code_of_contributing_runs(block, tmp_path):
     assert len(code) == 4
     run = {3: "\nfrom pathlib import Path\nreproduce(Place(Path('out'), 'smoke'))"}.get(block, "")
     done = subprocess.run(
-        [sys.executable, "-c", f"import torch\n{code[block]}{run}"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"import torch\n{code[block]}{run}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

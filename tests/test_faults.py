@@ -28,7 +28,14 @@ def batch():
 def test_a_module_without_weights_may_stand_twice():
     act, pool = nn.ReLU(), nn.MaxPool2d(2)
     module = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), act, pool, nn.Conv2d(3, 4, 3, padding=1), act, pool, nn.Flatten(), nn.Linear(16, 5)
+        nn.Conv2d(1, 3, 3, padding=1),
+        act,
+        pool,
+        nn.Conv2d(3, 4, 3, padding=1),
+        act,
+        pool,
+        nn.Flatten(),
+        nn.Linear(16, 5),
     ).double()
     net = symmetric(tp.pair(module))
     x, y = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.arange(4)
@@ -74,7 +81,10 @@ def test_hooks_are_refused_before_and_after_pairing(kind):
 
 def test_autocast_and_short_weights_are_refused_with_the_remedy():
     x, y = batch()
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"net.compute_in\(torch.bfloat16\)"):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"net.compute_in\(torch.bfloat16\)"),
+    ):
         LDRL(tp.pair(chain())).backward(x, y)
     for dtype in (torch.bfloat16, torch.float16):
         with pytest.raises(ValueError, match=rf"got {dtype}; call net.compute_in"):
@@ -142,7 +152,11 @@ class Scaled(nn.Module):
 
     def __init__(self, c, *shape):
         super().__init__()
-        self.weight, self.bias, self.c = nn.Parameter(torch.randn(shape) * 0.3), nn.Parameter(torch.zeros(shape[0])), c
+        self.weight, self.bias, self.c = (
+            nn.Parameter(torch.randn(shape) * 0.3),
+            nn.Parameter(torch.zeros(shape[0])),
+            c,
+        )
 
     def forward(self, x):
         return self.c * F.linear(x, self.weight) + self.bias
@@ -156,14 +170,20 @@ def registered():
 
 
 @pytest.mark.parametrize("c", [4.0, 2.0, -1.0, 1.0, 0.1])
-@pytest.mark.parametrize("solver", [PredictiveSolver(tolerance=0.05), CoupledSolver(), CorrelationSolver(iterations=200)])
+@pytest.mark.parametrize(
+    "solver", [PredictiveSolver(tolerance=0.05), CoupledSolver(), CorrelationSolver(iterations=200)]
+)
 def test_a_scaled_map_learns_like_an_unscaled_one(registered, solver, c):
     torch.manual_seed(0)
-    net = tp.pair(nn.Sequential(nn.Linear(6, 12), nn.ELU(), Scaled(c, 10, 12), nn.ELU(), nn.Linear(10, 5)))
+    net = tp.pair(
+        nn.Sequential(nn.Linear(6, 12), nn.ELU(), Scaled(c, 10, 12), nn.ELU(), nn.Linear(10, 5))
+    )
     algo = LDRL(net, solver=solver)
     report = algo.backward(*batch())
     layer = net.layers[1]
-    assert (layer.omega - layer.theta).norm() / layer.theta.norm() < (0.3 if isinstance(solver, CorrelationSolver) else 0.06)
+    assert (layer.omega - layer.theta).norm() / layer.theta.norm() < (
+        0.3 if isinstance(solver, CorrelationSolver) else 0.06
+    )
     iterations = report.feedback["scaled_1"].iterations
     assert iterations <= {PredictiveSolver: 40}.get(type(solver), 300)
 
@@ -180,7 +200,9 @@ def test_feedback_has_no_gradient_outside_the_step():
     seen = torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
     wanted = torch.nn.utils.clip_grad_norm_(list(plain.forward_parameters()), 0.5)
     torch.testing.assert_close(seen, wanted, rtol=0.1, atol=0)
-    before = [(layer.theta.detach().clone(), layer.omega.detach().clone()) for layer in net.layers[1:]]
+    before = [
+        (layer.theta.detach().clone(), layer.omega.detach().clone()) for layer in net.layers[1:]
+    ]
     optimizer.step()
     for (theta, omega), layer in zip(before, net.layers[1:], strict=True):
         torch.testing.assert_close(layer.omega - omega, layer.theta - theta)
@@ -190,7 +212,9 @@ def test_feedback_has_no_gradient_outside_the_step():
         optimizer.zero_grad()
         return algo.backward(x, y).loss
 
-    before = [(layer.theta.detach().clone(), layer.omega.detach().clone()) for layer in net.layers[1:]]
+    before = [
+        (layer.theta.detach().clone(), layer.omega.detach().clone()) for layer in net.layers[1:]
+    ]
     optimizer.step(closure)
     for (theta, omega), layer in zip(before, net.layers[1:], strict=True):
         assert not torch.equal(layer.theta, theta)
@@ -199,8 +223,12 @@ def test_feedback_has_no_gradient_outside_the_step():
 
 def test_a_summed_loss_is_refused():
     x, y = batch()
-    summed = LDRL(tp.pair(chain()), loss=lambda logits, y: F.cross_entropy(logits, y, reduction="sum"))
-    with pytest.raises(ValueError, match=r"it is a sum, and targets need the batch mean; use reduction='mean'"):
+    summed = LDRL(
+        tp.pair(chain()), loss=lambda logits, y: F.cross_entropy(logits, y, reduction="sum")
+    )
+    with pytest.raises(
+        ValueError, match=r"it is a sum, and targets need the batch mean; use reduction='mean'"
+    ):
         summed.backward(x, y)
     LDRL(tp.pair(chain()), loss=F.cross_entropy).backward(x, y)
 
@@ -224,6 +252,8 @@ def test_parameters_of_the_loss_learn():
     for kind in (LDRL, Backprop, FeedbackAlignment):
         temperature = nn.Parameter(torch.tensor(2.0))
         net = tp.pair(chain())
-        kind(net, loss=lambda logits, y, t=temperature: F.cross_entropy(logits * t, y)).backward(x, y)
+        kind(net, loss=lambda logits, y, t=temperature: F.cross_entropy(logits * t, y)).backward(
+            x, y
+        )
         (wanted,) = torch.autograd.grad(F.cross_entropy(net(x) * temperature, y), temperature)
         torch.testing.assert_close(temperature.grad, wanted)

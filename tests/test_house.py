@@ -28,12 +28,18 @@ def room_of(path):
 def imported(path):
     """The rooms that a file imports when it is loaded; what is imported within a function, later, counts too."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "targetprop":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "targetprop"
+        ):
             parts = node.module.split(".")
             yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
 
 
-FILES = sorted(path for path in ROOT.rglob("*.py") if room_of(path) not in ("__init__", "__main__", "presets"))
+FILES = sorted(
+    path for path in ROOT.rglob("*.py") if room_of(path) not in ("__init__", "__main__", "presets")
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -74,7 +80,9 @@ def test_the_code_of_contributing_runs(code, tmp_path, monkeypatch):
             own["reproduce"](Place(tmp_path, "smoke", None, None, lambda text: None))
             assert "1.41421" in (tmp_path / "roots.csv").read_text()
         if "feedback" in own:
-            assert max(own["feedback"].mismatch().values()) == pytest.approx(0.5 * started(own["feedback"]), rel=1e-4)
+            assert max(own["feedback"].mismatch().values()) == pytest.approx(
+                0.5 * started(own["feedback"]), rel=1e-4
+            )
     finally:
         maps.MAPS.clear()
         maps.MAPS.update(before)

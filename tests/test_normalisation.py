@@ -13,10 +13,24 @@ from cases import symmetric
 
 def nets():
     torch.manual_seed(0)
-    yield tp.networks.resnet18((2, 8, 8), 5, (3, 4, 5, 6), activation="elu", batch_norm=True).double()
-    dense = [nn.Flatten(), nn.Linear(128, 9, bias=False), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 6), nn.BatchNorm1d(6)]
+    yield tp.networks.resnet18(
+        (2, 8, 8), 5, (3, 4, 5, 6), activation="elu", batch_norm=True
+    ).double()
+    dense = [
+        nn.Flatten(),
+        nn.Linear(128, 9, bias=False),
+        nn.BatchNorm1d(9),
+        nn.ReLU(),
+        nn.Linear(9, 6),
+        nn.BatchNorm1d(6),
+    ]
     yield tp.pair(nn.Sequential(*dense, nn.Tanh(), nn.Linear(6, 5))).double()
-    images = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4, affine=False), nn.ELU(), nn.MaxPool2d(3, 2, 1)]
+    images = [
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4, affine=False),
+        nn.ELU(),
+        nn.MaxPool2d(3, 2, 1),
+    ]
     images += [nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.ELU(), nn.Flatten(), nn.Linear(12, 5)]
     yield tp.pair(nn.Sequential(*images)).double()
 
@@ -64,7 +78,13 @@ def test_updates_are_the_backprop_gradient_in_training(which):
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_forward_and_running_statistics_are_torchs(momentum):
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    plain = nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4, momentum=momentum),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 5),
+    )
     twin = copy.deepcopy(plain)
     net = tp.pair(twin)
     for _ in range(3):
@@ -108,7 +128,12 @@ def test_training_with_batch_norm_learns():
     [
         nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(108, 5)),
         nn.Sequential(
-            nn.Conv2d(2, 3, 3), nn.ReLU(), tp.Sum(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 5)
+            nn.Conv2d(2, 3, 3),
+            nn.ReLU(),
+            tp.Sum(nn.Conv2d(3, 3, 1)),
+            nn.BatchNorm2d(3),
+            nn.Flatten(),
+            nn.Linear(108, 5),
         ),
     ],
 )

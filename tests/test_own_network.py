@@ -55,9 +55,14 @@ def test_trains_resumes_evaluates_compares_and_sweeps(own):
     name = ["--network.name", "own_models:make", "--network.options.width", "12"]
     assert run("train", "digits-ldrl", *name, *SHORT, "--epochs", "2", "--out", "whole") == 0
     assert "width: 12" in (own / "whole/config.yaml").read_text()
-    assert run("train", "digits-ldrl", *name, *SHORT, "--epochs", "2", "--steps", "2", "--out", "half") == 0
+    assert (
+        run("train", "digits-ldrl", *name, *SHORT, "--epochs", "2", "--steps", "2", "--out", "half")
+        == 0
+    )
     assert run("resume", "half", "--steps", "4") == 0
-    whole, half = (torch.load(own / f"{f}/last.pt", weights_only=False)["net"] for f in ("whole", "half"))
+    whole, half = (
+        torch.load(own / f"{f}/last.pt", weights_only=False)["net"] for f in ("whole", "half")
+    )
     for key, value in whole.items():
         assert torch.equal(value, half[key]), key
     assert run("evaluate", "whole") == 0
@@ -67,24 +72,65 @@ def test_trains_resumes_evaluates_compares_and_sweeps(own):
     angles = [row["angle"] for row in rows if "angle" in row]
     assert angles
     assert max(max(row.values()) for row in angles) < 1e-2
-    assert run("sweep", "digits-ldrl", *name, *SHORT, "--epochs", "1", "--seeds", "2", "--out", "sweep") == 0
+    assert (
+        run(
+            "sweep", "digits-ldrl", *name, *SHORT, "--epochs", "1", "--seeds", "2", "--out", "sweep"
+        )
+        == 0
+    )
     name = ["--network.name", "own_models:make"]  # another width
-    assert run("sweep", "digits-ldrl", *name, *SHORT, "--epochs", "1", "--seeds", "2", "--out", "sweep") == 2
+    assert (
+        run(
+            "sweep", "digits-ldrl", *name, *SHORT, "--epochs", "1", "--seeds", "2", "--out", "sweep"
+        )
+        == 2
+    )
 
 
-@pytest.mark.parametrize("rule", ["direct_feedback_alignment", "kolen_pollack", "weight_mirror", "sign_symmetry"])
+@pytest.mark.parametrize(
+    "rule", ["direct_feedback_alignment", "kolen_pollack", "weight_mirror", "sign_symmetry"]
+)
 def test_every_rule_resumes_and_evaluates(own, rule):
     name = ["--algorithm.name", rule, "--network.name", "own_models:make"]
     assert run("train", "digits-backprop", *name, *SHORT, "--epochs", "2", "--out", "whole") == 0
-    assert run("train", "digits-backprop", *name, *SHORT, "--epochs", "2", "--steps", "2", "--out", "half") == 0
+    assert (
+        run(
+            "train",
+            "digits-backprop",
+            *name,
+            *SHORT,
+            "--epochs",
+            "2",
+            "--steps",
+            "2",
+            "--out",
+            "half",
+        )
+        == 0
+    )
     assert run("resume", "half", "--steps", "4") == 0
-    whole, half = (torch.load(own / f"{f}/last.pt", weights_only=False)["net"] for f in ("whole", "half"))
+    whole, half = (
+        torch.load(own / f"{f}/last.pt", weights_only=False)["net"] for f in ("whole", "half")
+    )
     assert all(torch.equal(value, half[key]) for key, value in whole.items())
     assert run("evaluate", "half") == 0
 
 
 def test_bench_times_a_network_of_the_users_own(own, capsys):
-    words = ["plain", "attach", "--data", "digits", "--steps", "10", "--warmup", "2", "--batch-size", "16", "--device", "cpu"]
+    words = [
+        "plain",
+        "attach",
+        "--data",
+        "digits",
+        "--steps",
+        "10",
+        "--warmup",
+        "2",
+        "--batch-size",
+        "16",
+        "--device",
+        "cpu",
+    ]
     name = ["--networks", "own_models:make", "--network.options.width", "12"]
     assert run("bench", *words, *name) == 0
     (measured,) = json.loads((own / "bench/bench.json").read_text())["results"]
@@ -124,22 +170,38 @@ def test_presets_of_modern_networks(own, task, rule):
         (["--network.name", "own_models:none"], "cannot be imported"),
         (["--network.name", "nowhere:make"], "cannot be imported"),
         (["--network.name", "broken_models:make"], "cannot be imported (SyntaxError: "),
-        (["--network.name", "own_models:fails"], "does not fit images of shape (1, 8, 8): KeyError: 'key'"),
+        (
+            ["--network.name", "own_models:fails"],
+            "does not fit images of shape (1, 8, 8): KeyError: 'key'",
+        ),
         (
             ["--network.name", "own_models:make", "--network.options.depth", "2"],
             "by make((1, 8, 8), 10, depth=2)",
         ),
-        (["--network.name", "own_models:make", "--network.activation", "relu"], "a setting of paired networks"),
+        (
+            ["--network.name", "own_models:make", "--network.activation", "relu"],
+            "a setting of paired networks",
+        ),
         (["--network.options.width", "3"], "but no network.options; got width"),
-        (["--network.name", "vit", "--algorithm.solver", "sgd"], "needs a paired network; a plain one takes"),
-        (["--network.name", "vit", "--algorithm.name", "dtp", "--network.options.patch", "2"], "needs explicit passes"),
+        (
+            ["--network.name", "vit", "--algorithm.solver", "sgd"],
+            "needs a paired network; a plain one takes",
+        ),
+        (
+            ["--network.name", "vit", "--algorithm.name", "dtp", "--network.options.patch", "2"],
+            "needs explicit passes",
+        ),
         (["--network.name", "vit", "--network.options.patch", "3"], "patches of 3 do not tile"),
         (["--network.options", "3"], "is no mapping"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_sentence(own, capsys, arguments, message):
     preset = "digits-backprop" if "--algorithm.name" in arguments else "digits-ldrl"
-    if "--network.name" in arguments and "--algorithm.solver" not in arguments and "dtp" not in arguments:
+    if (
+        "--network.name" in arguments
+        and "--algorithm.solver" not in arguments
+        and "dtp" not in arguments
+    ):
         arguments = [*arguments, "--algorithm.solver", "predictive"]
     assert run("train", preset, *arguments, "--out", "run") == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -148,7 +210,9 @@ def test_what_does_not_fit_is_said_in_one_sentence(own, capsys, arguments, messa
 
 
 def test_another_network_drops_the_settings_of_the_presets_own():
-    chosen = config.load("digits-vit-ldrl", [("network.name", "own_models:make"), ("network.options.width", "3")])
+    chosen = config.load(
+        "digits-vit-ldrl", [("network.name", "own_models:make"), ("network.options.width", "3")]
+    )
     assert chosen.network.options == {"width": 3}
     assert config.load("digits-ldrl", [("network.name", "vit")]).network.channels is None
     with pytest.raises(ConfigError, match=r"unknown network\.name 'vti'; did you mean 'vit'"):

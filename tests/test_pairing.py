@@ -11,7 +11,12 @@ from targetprop import maps
 
 
 def test_pairing_keeps_the_users_modules_and_function():
-    modules = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Sequential(nn.Flatten(), nn.Linear(27, 4)))
+    modules = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.Flatten(), nn.Linear(27, 4)),
+    )
     x = torch.randn(2, 1, 8, 8)
     net = tp.pair(modules)
     assert net.layers[0].theta is modules[0].weight
@@ -42,9 +47,15 @@ class Own(nn.Module):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Sequential(nn.Linear(3, 3), nn.Bilinear(3, 3, 3)), r"'1' \(Bilinear\) has no feedback; register"),
+        (
+            nn.Sequential(nn.Linear(3, 3), nn.Bilinear(3, 3, 3)),
+            r"'1' \(Bilinear\) has no feedback; register",
+        ),
         (nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Dropout())), r"'1\.0' \(Dropout\)"),
-        (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), r"'1' \(LayerNorm\) is nothing that explicit passes know"),
+        (
+            nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)),
+            r"'1' \(LayerNorm\) is nothing that explicit passes know",
+        ),
         (Own(), r"through an nn.Sequential of layers, got Own; .* targetprop.attach\(model\)"),
         (nn.Sequential(nn.ReLU()), "no linear map"),
         (nn.Sequential(nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d((None, 1))), "both output sizes"),
@@ -58,16 +69,26 @@ def test_what_cannot_be_paired_is_named(module, message):
 
 
 def test_a_registered_type_is_exact():
-    tp.register(nn.Conv1d, lambda m: lambda x, w: F.conv1d(x, w, None, m.stride, m.padding, m.dilation, m.groups))
+    tp.register(
+        nn.Conv1d,
+        lambda m: lambda x, w: F.conv1d(x, w, None, m.stride, m.padding, m.dilation, m.groups),
+    )
     try:
         torch.manual_seed(0)
         net = tp.pair(
             nn.Sequential(
-                nn.Conv1d(2, 3, 3), nn.ELU(), nn.Conv1d(3, 4, 3, padding=1), nn.ELU(), nn.Flatten(), nn.Linear(24, 3)
+                nn.Conv1d(2, 3, 3),
+                nn.ELU(),
+                nn.Conv1d(3, 4, 3, padding=1),
+                nn.ELU(),
+                nn.Flatten(),
+                nn.Linear(24, 3),
             )
         ).double()
         x, y = torch.randn(5, 2, 8).double(), torch.randint(3, (5,))
-        result = tp.analysis.alignment(net, tp.algorithms.LDRL(net, 1e-6, tp.feedback.Symmetric()), x, y)
+        result = tp.analysis.alignment(
+            net, tp.algorithms.LDRL(net, 1e-6, tp.feedback.Symmetric()), x, y
+        )
         assert max(layer.update_angle for layer in result.values()) < 1e-4
     finally:
         del maps.MAPS[nn.Conv1d]
@@ -107,7 +128,9 @@ def test_feedback_starts_as_pytorch_would_start_the_papers_modules():
     assert tp.analysis.distance(theta, fc).item() == pytest.approx(7.22, abs=0.25)
 
 
-@pytest.mark.parametrize("bad", [dict(activation="eluu"), dict(feedback="mirrored"), dict(channels=(1, 2))])
+@pytest.mark.parametrize(
+    "bad", [dict(activation="eluu"), dict(feedback="mirrored"), dict(channels=(1, 2))]
+)
 def test_bad_network_settings_are_refused(bad):
     with pytest.raises(ValueError):
         tp.networks.lenet((1, 8, 8), 10, **bad)

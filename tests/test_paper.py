@@ -50,7 +50,9 @@ def test_targets_and_forward_gradients(name, activation):
             torch.testing.assert_close(beta * parameter.grad, gradient, atol=1e-10, rtol=1e-10)
         if n:
             with torch.no_grad():
-                back = feedback_of(layer, trace, target, layer.omega) - feedback_of(layer, trace, trace.output, layer.omega)
+                back = feedback_of(layer, trace, target, layer.omega) - feedback_of(
+                    layer, trace, trace.output, layer.omega
+                )
                 target = trace.input + back
                 target = target.reshape(leaves[n - 1][1].output.shape)
 
@@ -90,7 +92,9 @@ def test_reconstruction_loss_gradients(kind):
         with torch.no_grad():
             loss, gradient, bias_gradient = losses.reconstruction(layer, trace, e)
             noisy = layer.trace(trace.input + e)
-        expected = (layer.reconstruct(noisy, noisy.output) - noisy.input).square().flatten(1).sum(1).mean()
+        expected = (
+            (layer.reconstruct(noisy, noisy.output) - noisy.input).square().flatten(1).sum(1).mean()
+        )
         by_autograd = torch.autograd.grad(expected, list(layer.feedback_parameters()))
         torch.testing.assert_close(loss, expected.detach())
         torch.testing.assert_close(gradient, by_autograd[0])
@@ -105,7 +109,9 @@ def test_linear_layer_optimum_is_the_transpose_in_closed_form():
         layer, trace = net.leaf_traces(net.trace(x)[1])[1]
         e, h = 0.5 * torch.randn_like(trace.input), 0.5 * torch.randn_like(trace.output)
         _, gradient = losses.ldrl(layer, trace, e, h)
-        torch.testing.assert_close(gradient, 2 * 0.25 * (layer.omega - layer.theta), atol=0.02, rtol=0)
+        torch.testing.assert_close(
+            gradient, 2 * 0.25 * (layer.omega - layer.theta), atol=0.02, rtol=0
+        )
 
 
 @pytest.mark.parametrize("kind", ["matched", "mirror"])
@@ -113,9 +119,16 @@ def test_a_layer_before_a_sum_learns_from_the_local_loss_as_every_other(kind):
     """Its gradient is that of ⟨d, s⟩, d the difference at the block's output and s that output, at a large nudge too."""
     torch.manual_seed(0)
     conv = torch.nn.Conv2d
-    block = tp.Sum(torch.nn.Sequential(conv(2, 3, 3, padding=1), torch.nn.ELU(), conv(3, 2, 3, padding=1)))
+    block = tp.Sum(
+        torch.nn.Sequential(conv(2, 3, 3, padding=1), torch.nn.ELU(), conv(3, 2, 3, padding=1))
+    )
     stem = torch.nn.Sequential(conv(1, 2, 3), torch.nn.ELU())
-    net = tp.pair(torch.nn.Sequential(*stem, block, torch.nn.ELU(), torch.nn.Flatten(), torch.nn.Linear(18, 4)), kind).double()
+    net = tp.pair(
+        torch.nn.Sequential(
+            *stem, block, torch.nn.ELU(), torch.nn.Flatten(), torch.nn.Linear(18, 4)
+        ),
+        kind,
+    ).double()
     x, y, beta = torch.randn(6, 1, 5, 5, dtype=torch.float64), torch.arange(6) % 4, 2.0
     tp.algorithms.LDRL(net, beta=beta, solver=tp.feedback.Fixed()).backward(x, y)
     with torch.no_grad():

@@ -23,9 +23,18 @@ from targetprop.ranks import Group, Ranks
 from targetprop.training import checkpoint, launch
 from targetprop.training.logging import read_metrics
 
-CARRIED = ("feedback_alignment", "direct_feedback_alignment", "kolen_pollack", "weight_mirror", "sign_symmetry")
+CARRIED = (
+    "feedback_alignment",
+    "direct_feedback_alignment",
+    "kolen_pollack",
+    "weight_mirror",
+    "sign_symmetry",
+)
 WHOLE = ("backprop", "drl", "ddtp_linear", *CARRIED)  # do not train feedback layer by layer
-PLACES = [(case, "lenet") for case in CASES] + [("ldrl", "resnet18"), ("ldrl-sgd", "odd_convolutions")]
+PLACES = [(case, "lenet") for case in CASES] + [
+    ("ldrl", "resnet18"),
+    ("ldrl-sgd", "odd_convolutions"),
+]
 SPLIT = [place for place in PLACES if place[0].startswith("ldrl")]  # every solver
 
 
@@ -50,11 +59,16 @@ def differences(a, b, path=""):
     elif isinstance(a, torch.Tensor):
         yield path, (a.double() - b.double()).abs().max().item()
     else:
-        yield path, 0.0 if a == b else abs(a - b)  # infinite before a first measurement, None where there is none
+        yield (
+            path,
+            0.0 if a == b else abs(a - b),
+        )  # infinite before a first measurement, None where there is none
 
 
 @pytest.mark.parametrize(
-    ("size", "layers"), [(2, 1), (2, 2), (4, 2), (3, 3)], ids=["data", "layers", "combined", "three along the layers"]
+    ("size", "layers"),
+    [(2, 1), (2, 2), (4, 2), (3, 3)],
+    ids=["data", "layers", "combined", "three along the layers"],
 )
 def test_many_processes_equal_one_to_1e_10(size, layers, alone, tmp_path):
     places = PLACES if layers == 1 else SPLIT
@@ -69,7 +83,11 @@ def test_the_cases_move_all_weights(alone):
     net, _, _ = make("lenet")
     for case in CASES:
         moved = alone(case, "lenet")["net"]
-        weights = {key: value for key, value in net.state_dict().items() if "forward" in key and "feedback" not in key}
+        weights = {
+            key: value
+            for key, value in net.state_dict().items()
+            if "forward" in key and "feedback" not in key
+        }
         assert all((moved[key] - value).abs().max() > 1e-6 for key, value in weights.items())
 
 
@@ -91,7 +109,9 @@ def test_layers_go_to_the_least_loaded_costliest_first():
         loads = [0.0, 0.0, 0.0]
         for name, rank in assign(costs, 3).items():
             loads[rank] += costs[name]
-        assert max(loads) <= sum(costs.values()) / 3 + max(costs.values()) * 2 / 3 + 1e-12  # Graham (1966)
+        assert (
+            max(loads) <= sum(costs.values()) / 3 + max(costs.values()) * 2 / 3 + 1e-12
+        )  # Graham (1966)
 
 
 def test_parts_cover_everything_once():
@@ -105,7 +125,16 @@ def test_parts_cover_everything_once():
             assert parts == list(range(count))
 
 
-TINY = ["--network.channels", "[4]", "--data.limit", "200", "--data.batch_size", "20", "--log_every", "1"]
+TINY = [
+    "--network.channels",
+    "[4]",
+    "--data.limit",
+    "200",
+    "--data.batch_size",
+    "20",
+    "--log_every",
+    "1",
+]
 TINY += ["--measure_every", "4", "--dtype", "float64", "--epochs", "3", "--checkpoint_every", "1"]
 
 
@@ -129,7 +158,9 @@ def whole(tmp_path_factory):
     def get(size, layers):
         if (size, layers) not in found:
             folder = tmp_path_factory.mktemp("whole") / "run"
-            assert set(run(size, "train", "digits-ldrl", *TINY, "--layer-ranks", layers, "--out", folder)) == {0}
+            assert set(
+                run(size, "train", "digits-ldrl", *TINY, "--layer-ranks", layers, "--out", folder)
+            ) == {0}
             found[size, layers] = folder
         return found[size, layers]
 
@@ -143,14 +174,19 @@ def test_the_program_trains_measures_and_tests_the_same_in_many_processes(size, 
     for path, difference in differences(weights(one), weights(many)):
         assert difference < 1e-10, path
     drop = ("seconds", "seconds_per_step")
-    for a, b in zip(read_metrics(one / "metrics.jsonl"), read_metrics(many / "metrics.jsonl"), strict=True):
+    for a, b in zip(
+        read_metrics(one / "metrics.jsonl"), read_metrics(many / "metrics.jsonl"), strict=True
+    ):
         a, b = ({k: v for k, v in row.items() if k not in (*drop, "kind")} for row in (a, b))
         # an angle of nearly zero is known to half the digits
         for path, difference in differences(a, b):
             assert difference < (1e-4 if "angle" in path else 1e-9), path
     a, b = (json.loads((folder / "result.json").read_text()) for folder in (one, many))
     assert a["test"]["accuracy"] == b["test"]["accuracy"]
-    assert json.loads((many / "environment.json").read_text())["ranks"] == {"data": size // layers, "layers": layers}
+    assert json.loads((many / "environment.json").read_text())["ranks"] == {
+        "data": size // layers,
+        "layers": layers,
+    }
 
 
 def killed(folder, size, layers, kind, kills, seed):
@@ -159,7 +195,11 @@ def killed(folder, size, layers, kind, kills, seed):
     words = ["train", "digits-ldrl", *TINY, "--layer-ranks", layers, "--out", folder]
     for _ in range(kills):
         victim = 0 if kind == "write" else rng.randrange(size)  # rank 0 writes
-        count = {"step": rng.randrange(1, 8), "write": rng.randrange(1, 8), "exchange": rng.randrange(12, 36)}[kind]
+        count = {
+            "step": rng.randrange(1, 8),
+            "write": rng.randrange(1, 8),
+            "exchange": rng.randrange(12, 36),
+        }[kind]
         found = run(size, *words, kill=(victim, kind, count))
         if found == [0] * size:  # the run was over before the event came
             break
@@ -174,7 +214,14 @@ def killed(folder, size, layers, kind, kills, seed):
     return done
 
 
-FAULTS = [(1, 1, "step"), (1, 1, "write"), (2, 1, "step"), (2, 1, "write"), (2, 1, "exchange"), (2, 2, "exchange")]
+FAULTS = [
+    (1, 1, "step"),
+    (1, 1, "write"),
+    (2, 1, "step"),
+    (2, 1, "write"),
+    (2, 1, "exchange"),
+    (2, 2, "exchange"),
+]
 
 
 @pytest.mark.parametrize(("size", "layers", "kind"), FAULTS)
@@ -222,7 +269,16 @@ def wait_for_rows(folder, count, process, seconds=60):
         time.sleep(0.01)
 
 
-LONG = ["--network.channels", "[4]", "--data.batch_size", "20", "--log_every", "1", "--measure_every", "0"]
+LONG = [
+    "--network.channels",
+    "[4]",
+    "--data.batch_size",
+    "20",
+    "--log_every",
+    "1",
+    "--measure_every",
+    "0",
+]
 LONG += ["--epochs", "1000", "--checkpoint_every", "1"]
 
 
@@ -239,7 +295,10 @@ def test_a_dead_rank_stops_the_others_with_one_message(tmp_path):
     assert process.returncode == 128 + signal.SIGKILL
     found = [line for line in error.splitlines() if line.startswith("targetprop")]
     assert len(found) == 1, error
-    assert re.search(r"rank 1 was killed by signal 9 \(SIGKILL\) and the other ranks were stopped; go on with", found[0])
+    assert re.search(
+        r"rank 1 was killed by signal 9 \(SIGKILL\) and the other ranks were stopped; go on with",
+        found[0],
+    )
     assert "Traceback" not in error
     checkpoint.load(folder / "last.pt")
 
@@ -247,7 +306,17 @@ def test_a_dead_rank_stops_the_others_with_one_message(tmp_path):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_sigterm_saves_and_exits_with_143(devices, tmp_path):
     folder = tmp_path / "run"
-    process = start("train", "digits-ldrl", *LONG, "--checkpoint_every", 0, "--devices", devices, "--out", folder)
+    process = start(
+        "train",
+        "digits-ldrl",
+        *LONG,
+        "--checkpoint_every",
+        0,
+        "--devices",
+        devices,
+        "--out",
+        folder,
+    )
     wait_for_rows(folder, 5, process)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
@@ -260,7 +329,11 @@ def test_sigterm_saves_and_exits_with_143(devices, tmp_path):
 @pytest.mark.slow
 def test_two_nodes_find_each_other_and_train_what_one_process_does(whole, tmp_path):
     words = ["train", "digits-ldrl", *TINY, "--out", tmp_path / "run", "--nodes", 2]
-    nodes = [start(*words, "--rendezvous", f"localhost:{port}") for port in [worlds.free_port()] for _ in range(2)]
+    nodes = [
+        start(*words, "--rendezvous", f"localhost:{port}")
+        for port in [worlds.free_port()]
+        for _ in range(2)
+    ]
     for node in nodes:
         _, error = node.communicate(timeout=100)
         assert node.returncode == 0, error
@@ -293,7 +366,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capsys, monkeypat
     [
         (["--devices", "0"], "--devices 0 is out of range"),
         (["--layer-ranks", "2"], "--layer-ranks 2 does not divide the 1 processes"),
-        (["--devices", "4", "--layer-ranks", "3"], "--layer-ranks 3 does not divide the 4 processes"),
+        (
+            ["--devices", "4", "--layer-ranks", "3"],
+            "--layer-ranks 3 does not divide the 4 processes",
+        ),
         (["--nodes", "2"], "--nodes 2 needs --rendezvous HOST:PORT"),
     ],
 )
@@ -306,7 +382,9 @@ def test_bad_layouts_are_refused_before_anything_starts(words, message, tmp_path
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tmp_path):
-    found = run(2, "train", "digits-ldrl", *TINY, "--data.batch_size", 21, "--out", tmp_path / "run")
+    found = run(
+        2, "train", "digits-ldrl", *TINY, "--data.batch_size", 21, "--out", tmp_path / "run"
+    )
     assert found == [2, 2]
     assert not (tmp_path / "run").exists()
 
@@ -328,7 +406,9 @@ def test_noise_does_not_depend_on_the_number_of_processes():
         for rank in range(3):
             group = Group()
             group.rank, group.size = rank, 3
-            parts.append(tp.feedback.solver.noise_like(x[:2], torch.Generator().manual_seed(3), peers=group))
+            parts.append(
+                tp.feedback.solver.noise_like(x[:2], torch.Generator().manual_seed(3), peers=group)
+            )
         assert torch.equal(torch.cat(parts), whole)
 
 
@@ -336,7 +416,18 @@ def test_noise_does_not_depend_on_the_number_of_processes():
 @pytest.mark.parametrize("devices", [1, 2])
 def test_soak_of_2000_steps_keeps_memory_and_files_flat(devices, tmp_path):
     folder, seen = tmp_path / "run", []
-    words = ["--data.batch_size", 64, "--steps", 2000, "--epochs", 1000, "--checkpoint_every", 50, "--measure_every", 50]
+    words = [
+        "--data.batch_size",
+        64,
+        "--steps",
+        2000,
+        "--epochs",
+        1000,
+        "--checkpoint_every",
+        50,
+        "--measure_every",
+        50,
+    ]
     process = start("train", "digits-ldrl", *words, "--devices", devices, "--out", folder)
     while process.poll() is None:
         rows = read_metrics(folder / "metrics.jsonl")
@@ -345,14 +436,22 @@ def test_soak_of_2000_steps_keeps_memory_and_files_flat(devices, tmp_path):
         if rows and worker is not None and process.poll() is None:
             found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{worker}/status").read_text())
             if found:  # else it is ending
-                seen.append((rows[-1]["step"], int(found.group(1)), len(list(Path(f"/proc/{worker}/fd").iterdir()))))
+                seen.append(
+                    (
+                        rows[-1]["step"],
+                        int(found.group(1)),
+                        len(list(Path(f"/proc/{worker}/fd").iterdir())),
+                    )
+                )
         time.sleep(0.1)
     assert process.returncode == 0, process.communicate()
     early = [row for row in seen if 500 <= row[0] < 900]
     late = [row for row in seen if 1600 <= row[0] < 1990]
     assert min(len(early), len(late)) >= 5
     memory = [statistics.median(row[1] for row in part) for part in (early, late)]
-    files = [statistics.median(row[2] for row in part) for part in (early, late)]  # a checkpoint being written is one more
+    files = [
+        statistics.median(row[2] for row in part) for part in (early, late)
+    ]  # a checkpoint being written is one more
     print(f"{devices} processes: {memory[0]} to {memory[1]} KiB, {files[0]} to {files[1]} files")
     assert memory[1] < 1.02 * memory[0]
     assert files[1] <= files[0]

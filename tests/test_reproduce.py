@@ -54,7 +54,9 @@ def test_every_result_is_written_and_goes_on_where_it_was(name, tmp_path, monkey
 def test_a_cell_is_computed_once_and_refuses_other_settings(tmp_path):
     place, calls = Place(tmp_path, "smoke"), []
     for _ in range(2):
-        assert cell(place, "a/b", {"seed": 1, "n": 2}, lambda folder: calls.append(folder) or {"x": 1.5}) == {"x": 1.5}
+        assert cell(
+            place, "a/b", {"seed": 1, "n": 2}, lambda folder: calls.append(folder) or {"x": 1.5}
+        ) == {"x": 1.5}
     assert len(calls) == 1
     kept = json.loads((tmp_path / "cells/a/b/cell.json").read_text())
     assert kept["settings"] == {"seed": 1, "n": 2}
@@ -84,7 +86,9 @@ def test_slope_is_the_exponent_of_a_power():
 def test_theory_holds_on_digits():
     settings = theory.SCALES["smoke"]
     assert theory.small_noise(settings, None, 0, "tanh")["slope"] == pytest.approx(2, abs=0.1)
-    matched, mirror = (theory.gradient_error(settings, None, 0, kind) for kind in ("matched", "mirror"))
+    matched, mirror = (
+        theory.gradient_error(settings, None, 0, kind) for kind in ("matched", "mirror")
+    )
     assert matched["slope"] == pytest.approx(1, abs=0.05)
     assert matched["errors"][0] < 1e-4
     assert abs(mirror["slope"]) < 0.05
@@ -123,18 +127,26 @@ def test_drl_is_measured_as_published():
         units.append(inputs[-1][0].numel() if layer.theta.ndim == 4 else 1)
     logits = inputs[-1].requires_grad_()
     nudge = -figure_4_3.ETA * torch.autograd.grad(F.cross_entropy(logits, y), logits)[0]
-    found = figure_4_3.aligned_as_published(updates, backprop_gradients(net, algo, x, y), units, len(x))
+    found = figure_4_3.aligned_as_published(
+        updates, backprop_gradients(net, algo, x, y), units, len(x)
+    )
     for i, (name, layer) in enumerate(zip(net.names, net.layers, strict=True)):
         out = layer.trace(inputs[i]).output
         apart = nudge if name not in algo.directs else (nudge @ algo.directs[name]).view_as(out)
         target = (out + apart).detach()
-        loss = F.mse_loss(out, target) if layer.theta.ndim == 4 else (out - target).square().sum(1).mean()
+        loss = (
+            F.mse_loss(out, target)
+            if layer.theta.ndim == 4
+            else (out - target).square().sum(1).mean()
+        )
         (u,) = torch.autograd.grad(loss / figure_4_3.BETA, layer.theta)
         (g,) = torch.autograd.grad(F.cross_entropy(net(x), y), layer.theta)
         cosine = (u * g).sum() / (u.norm() * g.norm() + 1e-8)
         assert found["angle"][i] == pytest.approx(math.degrees(math.acos(cosine)), rel=1e-9)
         assert found["distance"][i] == pytest.approx(((u - g).norm() / u.norm()).item(), rel=1e-9)
-    assert 1e-3 < found["angle"][-1] < 10, "1e-8 shows in the output layer, whose update is the gradient"
+    assert 1e-3 < found["angle"][-1] < 10, (
+        "1e-8 shows in the output layer, whose update is the gradient"
+    )
 
 
 def test_the_predictive_solver_is_exact_on_the_output_layer_at_once():
@@ -146,7 +158,9 @@ def test_the_predictive_solver_is_exact_on_the_output_layer_at_once():
 
 def test_the_updates_reach_what_the_transpose_leaves_at_the_counted_cost():
     settings = {"data": "digits", "iterations": 40}
-    found = figure_4_3_curves.curve(figure_4_3_curves.WAYS["predictive"], "matched", 123, settings, None)
+    found = figure_4_3_curves.curve(
+        figure_4_3_curves.WAYS["predictive"], "matched", 123, settings, None
+    )
     assert min(found["angle"][0][:3]) > 60
     assert found["angle"][-1] == pytest.approx(found["limit"], abs=0.1)
     assert max(found["limit"]) < 10

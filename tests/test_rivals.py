@@ -35,7 +35,9 @@ def test_feedback_alignment_with_random_weights_is_autograd_through_omega():
     alg.FeedbackAlignment(net).backward(x, y)
     with torch.no_grad():
         logits, traces = net.trace(x)
-    (error,) = torch.autograd.grad(F.cross_entropy(leaf := logits.clone().requires_grad_(), y), leaf)
+    (error,) = torch.autograd.grad(
+        F.cross_entropy(leaf := logits.clone().requires_grad_(), y), leaf
+    )
     for layer, trace in reversed(net.leaf_traces(traces)):
         expected = torch.autograd.grad(layer(trace.input.detach()), layer.theta, error)[0]
         torch.testing.assert_close(layer.theta.grad, expected)
@@ -57,7 +59,9 @@ def test_kolen_pollack_shrinks_the_difference_by_the_weight_decay():
         algo.backward(x, y)
         opt.step()
     for layer, difference in zip(net.layers[1:], before, strict=True):
-        torch.testing.assert_close(layer.omega - layer.theta, difference * (1 - lr * decay) ** 20, atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(
+            layer.omega - layer.theta, difference * (1 - lr * decay) ** 20, atol=1e-12, rtol=1e-10
+        )
 
 
 def test_weight_mirror_turns_towards_theta():
@@ -77,15 +81,23 @@ def test_direct_feedback_alignment_broadcasts_the_output_error(name):
     algo.backward(x, y)
     with torch.no_grad():
         logits, traces = net.trace(x)
-    (error,) = torch.autograd.grad(F.cross_entropy(leaf := logits.clone().requires_grad_(), y), leaf)
+    (error,) = torch.autograd.grad(
+        F.cross_entropy(leaf := logits.clone().requires_grad_(), y), leaf
+    )
     leaves = net.leaf_traces(traces)
     blocks = [block for block in net.blocks if isinstance(block, Residual)]
-    last_of_arms = {id(arm[-1]) for block in blocks for arm in (block.branch, block.shortcut) if len(arm)}
+    last_of_arms = {
+        id(arm[-1]) for block in blocks for arm in (block.branch, block.shortcut) if len(arm)
+    }
     stem = net.layers[0] if name == "resnet18" else None
     for (layer, trace), (reader, _) in zip(leaves, [*leaves[1:], (None, None)], strict=True):
         if id(layer) in last_of_arms or layer is stem:
             continue  # a skip brings its own error too
-        carried = error if reader is None else (error @ reader.forward_map.direct_feedback_weight).view_as(trace.output)
+        carried = (
+            error
+            if reader is None
+            else (error @ reader.forward_map.direct_feedback_weight).view_as(trace.output)
+        )
         expected = torch.autograd.grad(layer(trace.input.detach()), layer.theta, carried)[0]
         torch.testing.assert_close(layer.theta.grad, expected)
 
@@ -101,8 +113,12 @@ def test_drl_loss_and_gradient_follow_the_equation(kind, damping):
     def back(layer, trace, d, omega):
         """G(s + d) − G(s) with plain operators."""
         if kind == "mirror":
-            return feedback_of(layer, trace, trace.output + d, omega) - feedback_of(layer, trace, trace.output, omega)
-        lifted = layer.stage.lift(trace.saved, trace.output + d) - layer.stage.lift(trace.saved, trace.output)
+            return feedback_of(layer, trace, trace.output + d, omega) - feedback_of(
+                layer, trace, trace.output, omega
+            )
+        lifted = layer.stage.lift(trace.saved, trace.output + d) - layer.stage.lift(
+            trace.saved, trace.output
+        )
         shape = trace.input.shape
         if isinstance(layer.forward_map, torch.nn.Linear):
             return lifted @ omega
@@ -121,7 +137,12 @@ def test_drl_loss_and_gradient_follow_the_equation(kind, damping):
             d = start
             for la, tr in reversed(leaves[i + 1 :]):
                 d = back(la, tr, d, la.omega.detach())
-            total = total + weight * (back(layer, trace, d, omega) - target).square().flatten(1).sum(1).mean() / sigma**2
+            total = (
+                total
+                + weight
+                * (back(layer, trace, d, omega) - target).square().flatten(1).sum(1).mean()
+                / sigma**2
+            )
         (expected,) = torch.autograd.grad(total, omega)
         with torch.no_grad():
             loss, gradient = drl(leaves[i:], logits, e, h, sigma, damping)
@@ -133,7 +154,9 @@ def test_drl_tends_to_the_damped_inverse_where_ldrl_tends_to_the_transpose():
     net = tp.networks.mlp((4,), 4, (4, 4), activation="identity").double()
     with torch.no_grad():
         for layer in net.layers:
-            layer.theta.copy_(torch.eye(4) + 0.4 * torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))
+            layer.theta.copy_(
+                torch.eye(4) + 0.4 * torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+            )
     x = torch.randn(4000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     damping = 0.5
     algo = alg.DRL(net, noise=0.1, iterations=500, damping=damping, weight_decay=0.0)
@@ -144,8 +167,12 @@ def test_drl_tends_to_the_damped_inverse_where_ldrl_tends_to_the_transpose():
         _, second, third = (layer.theta for layer in net.layers)
         back = torch.eye(4, dtype=torch.float64)
         for layer, jacobian in ((net.layers[2], third), (net.layers[1], third @ second)):
-            back = layer.omega.T @ back  # through the feedback layers from the output to this layer's input
-            inverse = jacobian.T @ torch.linalg.inv(jacobian @ jacobian.T + damping * torch.eye(4, dtype=torch.float64))
+            back = (
+                layer.omega.T @ back
+            )  # through the feedback layers from the output to this layer's input
+            inverse = jacobian.T @ torch.linalg.inv(
+                jacobian @ jacobian.T + damping * torch.eye(4, dtype=torch.float64)
+            )
             torch.testing.assert_close(back, inverse, atol=0.02, rtol=0)
         for layer, trace in leaves[1:]:
             for _ in range(400):
@@ -171,7 +198,9 @@ def test_ddtp_linear_loss_and_gradient_follow_the_equation():
             for la, _ in leaves[i + 1 :]:
                 moved = la(moved)
         s = trace.output.flatten(1)
-        expected = ((s + moved @ q - logits @ q) - (s + e.flatten(1))).square().sum(1).mean() / 0.1**2
+        expected = ((s + moved @ q - logits @ q) - (s + e.flatten(1))).square().sum(
+            1
+        ).mean() / 0.1**2
         loss, gradient = direct_drl(q.detach(), moved - logits, e.flatten(1), 0.1)
         torch.testing.assert_close(loss, expected.detach())
         torch.testing.assert_close(gradient, torch.autograd.grad(expected, q)[0])
@@ -220,7 +249,9 @@ def test_drl_schedules():
         results[schedule] = net.layers[0].theta.grad
     net, x, y = make("mlp")
     alg.LDRL(net, beta=algo.beta, solver=tp.feedback.Fixed()).backward(x, y)
-    torch.testing.assert_close(results["parallel"], net.layers[0].theta.grad)  # the targets came before ω moved
+    torch.testing.assert_close(
+        results["parallel"], net.layers[0].theta.grad
+    )  # the targets came before ω moved
     assert (results["sequential"] - results["parallel"]).norm() > 1e-4
 
 
@@ -252,7 +283,9 @@ def test_jacobian_matching_is_the_least_squares_solution(kind):
     net, x, _ = make("mlp", activation="tanh", feedback=kind)
     with torch.no_grad():
         layer, trace = net.leaf_traces(net.trace(x)[1])[1]
-        tp.feedback.JacobianMatching().train(0, layer, trace, Memory(), torch.Generator().manual_seed(0))
+        tp.feedback.JacobianMatching().train(
+            0, layer, trace, Memory(), torch.Generator().manual_seed(0)
+        )
     omega = layer.omega.detach().clone().requires_grad_()
     total = 0.0
     for b in range(len(x)):  # the Jacobians of every sample, by autograd
@@ -269,7 +302,9 @@ def test_jacobian_matching_is_the_least_squares_solution(kind):
 def test_the_readme_shows_the_table_of_algorithms():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert tp.algorithms.table() in readme
-    assert all(f"`{kind.__name__}" in tp.algorithms.table() for kind in tp.algorithms.ALGORITHMS.values())
+    assert all(
+        f"`{kind.__name__}" in tp.algorithms.table() for kind in tp.algorithms.ALGORITHMS.values()
+    )
 
 
 def test_a_new_file_is_a_new_algorithm(tmp_path, monkeypatch):
@@ -283,11 +318,17 @@ def test_a_new_file_is_a_new_algorithm(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     import own
 
-    assert {name: kind.__name__ for name, kind in found(own, "rows").items()} == {"halved": "Halved"}
+    assert {name: kind.__name__ for name, kind in found(own, "rows").items()} == {
+        "halved": "Halved"
+    }
 
 
 def test_every_entry_of_the_bibliography_is_cited_by_something():
-    named = {key for kind in [*alg.ALGORITHMS.values(), *tp.rules.RULES.values()] for key in getattr(kind, "papers", ())}
+    named = {
+        key
+        for kind in [*alg.ALGORITHMS.values(), *tp.rules.RULES.values()]
+        for key in getattr(kind, "papers", ())
+    }
     assert set(entries()) == named | {"rumelhart1986", "akrout2019"}
     feedback = tp.attach(torch.nn.Linear(3, 2), rule="sign_symmetry")
     assert "liao2016" in tp.cite(feedback)

@@ -34,7 +34,11 @@ def registered():
 def padded():
     """(layer, trace) of a registered map whose border taps feed fewer outputs than the rest."""
     torch.manual_seed(0)
-    net = tp.pair(nn.Sequential(Padded(2, 4, 3), nn.ELU(), Padded(4, 3, 5, padding=2), nn.Flatten(), nn.Linear(30, 3)))
+    net = tp.pair(
+        nn.Sequential(
+            Padded(2, 4, 3), nn.ELU(), Padded(4, 3, 5, padding=2), nn.Flatten(), nn.Linear(30, 3)
+        )
+    )
     x = torch.randn(6, 2, 12, dtype=torch.float64)
     return leaves_of(net.double(), x)[0]
 
@@ -72,11 +76,16 @@ def test_a_probe_measures_the_mismatch_of_the_jacobians(name):
         if not exact:
             point = torch.zeros_like(trace.input[:1])
             theirs, ours = (
-                torch.autograd.functional.jacobian(lambda e, w=w, la=layer: la.map.apply(e, w), point) for w in (theirs, ours)
+                torch.autograd.functional.jacobian(
+                    lambda e, w=w, la=layer: la.map.apply(e, w), point
+                )
+                for w in (theirs, ours)
             )
         expected = ((ours - theirs).norm() / theirs.norm()).item()
         with torch.no_grad():
-            assert probe.difference(1)[1].item() == pytest.approx(expected, rel=1e-9 if exact else 0.2)
+            assert probe.difference(1)[1].item() == pytest.approx(
+                expected, rel=1e-9 if exact else 0.2
+            )
             found = [probe.mismatch(seed).item() for seed in range(20)]
         assert sum(found) / len(found) == pytest.approx(expected, rel=0.05)
 
@@ -108,7 +117,9 @@ def test_correlation_error_falls_as_one_over_root_iterations(registered, case):
             solver.train(0, layer, trace, memory, generator)
             if n in (4, 25, 100, 400):
                 errors[n] = (layer.omega - layer.theta).norm().item() / layer.theta.norm().item()
-    logs = torch.tensor([[torch.tensor(float(n)).log(), torch.tensor(e).log()] for n, e in errors.items()])
+    logs = torch.tensor(
+        [[torch.tensor(float(n)).log(), torch.tensor(e).log()] for n, e in errors.items()]
+    )
     centred = logs - logs.mean(0)
     slope = (centred[:, 0] @ centred[:, 1]) / centred[:, 0].square().sum()
     assert -0.6 < slope < -0.4
@@ -117,7 +128,11 @@ def test_correlation_error_falls_as_one_over_root_iterations(registered, case):
         assert errors[400] == pytest.approx(((d + 1) / (samples * 400)) ** 0.5, rel=0.15)
 
 
-PROBING = {name: kind for name, kind in tp.feedback.SOLVERS.items() if issubclass(kind, tp.feedback.ProbeSolver)}
+PROBING = {
+    name: kind
+    for name, kind in tp.feedback.SOLVERS.items()
+    if issubclass(kind, tp.feedback.ProbeSolver)
+}
 
 
 @pytest.mark.parametrize("name", PROBING)
@@ -138,8 +153,14 @@ def test_omega_is_computed_from_responses_and_never_reads_theta(name):
 
             with torch.no_grad():
                 nonsense = Answers(torch.full_like(true.theta, float("nan")), true.omega)
-                expected, found = (solver.calibrate(p, Memory(), 3, False) for p in (true, nonsense))
-            assert (expected is None and found is None) if name == "fixed" else torch.equal(found, expected)
+                expected, found = (
+                    solver.calibrate(p, Memory(), 3, False) for p in (true, nonsense)
+                )
+            assert (
+                (expected is None and found is None)
+                if name == "fixed"
+                else torch.equal(found, expected)
+            )
 
 
 def test_exact_feedback_is_a_fixed_point():
@@ -163,7 +184,9 @@ def test_tracking_keeps_exact_feedback_exact_without_a_probe(name, optimizer):
     net, x, y = make(name)
     symmetric(net)
     # an infinite tolerance and a long rest: one probe at the first batch (a fixed point), none later
-    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(tolerance=float("inf"), probe_every=10**9))
+    algo = tp.algorithms.LDRL(
+        net, solver=tp.feedback.PredictiveSolver(tolerance=float("inf"), probe_every=10**9)
+    )
     opt = OPTIMIZERS[optimizer](net.parameters())
     start = net.layers[-1].theta.detach().clone()
     for i in range(100):
@@ -227,7 +250,9 @@ def test_the_coupled_difference_shrinks_by_the_decay_whatever_the_corrections():
 def test_a_probe_solves_only_where_the_mismatch_is_over_tolerance():
     net = tp.networks.simple_vgg((2, 8, 8), 5, (4, 6)).double()
     x, y = torch.randn(8, 2, 8, 8, dtype=torch.float64), torch.arange(8) % 5
-    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(tolerance=0.1, tracking=False))
+    algo = tp.algorithms.LDRL(
+        net, solver=tp.feedback.PredictiveSolver(tolerance=0.1, tracking=False)
+    )
     algo.backward(x, y)
     layer = dict(zip(net.names, net.layers, strict=True))["conv_1"]
     with torch.no_grad():
@@ -246,7 +271,16 @@ def test_a_probe_solves_only_where_the_mismatch_is_over_tolerance():
 def test_probes_wait_longer_only_where_the_mismatch_is_far_under_tolerance():
     memory = tp.feedback.memory.Memory()
     waits = []
-    for mismatch in (1.0, 0.2, 0.2, 0.5, 0.26, 0.2, 1.1, 0.0):  # tolerance 1: the first counts as found, not as kept
+    for mismatch in (
+        1.0,
+        0.2,
+        0.2,
+        0.5,
+        0.26,
+        0.2,
+        1.1,
+        0.0,
+    ):  # tolerance 1: the first counts as found, not as kept
         memory.after(mismatch, 1.0, 3, 10)
         waits.append(memory.wait)
     assert waits == [3, 6, 10, 10, 10, 10, 3, 6]

@@ -50,7 +50,9 @@ def test_solvers_learn_in_channels_last(solver):
     net, x, _ = make("simple_vgg")
     net.to(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
-    learner = tp.feedback.SOLVERS[solver](**(dict(iterations=300) if solver == "correlation" else {}))
+    learner = tp.feedback.SOLVERS[solver](
+        **(dict(iterations=300) if solver == "correlation" else {})
+    )
     with torch.no_grad():
         layer, trace = net.leaf_traces(net.trace(x)[1])[1]
         before = tp.analysis.angle(layer.theta, layer.omega)
@@ -67,11 +69,18 @@ def test_the_papers_loss_and_gradient_are_the_same_in_channels_last(name):
         net.to(memory_format=form)
         torch.manual_seed(1)
         with torch.no_grad():
-            for i, (layer, trace) in enumerate(net.leaf_traces(net.trace(x.contiguous(memory_format=form))[1])[1:]):
-                e, h = torch.randn_like(trace.input.contiguous()), torch.randn_like(trace.output.contiguous())
+            for i, (layer, trace) in enumerate(
+                net.leaf_traces(net.trace(x.contiguous(memory_format=form))[1])[1:]
+            ):
+                e, h = (
+                    torch.randn_like(trace.input.contiguous()),
+                    torch.randn_like(trace.output.contiguous()),
+                )
                 found[i, form] = losses.ldrl(layer, trace, e, h)
     for i in range(len(found) // 2):
-        for a, b in zip(found[i, torch.contiguous_format], found[i, torch.channels_last], strict=True):
+        for a, b in zip(
+            found[i, torch.contiguous_format], found[i, torch.channels_last], strict=True
+        ):
             torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
@@ -98,14 +107,24 @@ def test_bfloat16_products_stay_near_float32(name):
         for a, b in zip(gradients_of(algo, x, y), exact, strict=True):
             assert a.dtype == torch.float32
             assert tp.analysis.angle(a, b) < 6
-    assert all(isinstance(layer.map.inner, type(make(name)[0].layers[i].map)) for i, layer in enumerate(net.layers))
+    assert all(
+        isinstance(layer.map.inner, type(make(name)[0].layers[i].map))
+        for i, layer in enumerate(net.layers)
+    )
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("simple_vgg", "resnet18"))])
+@pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("simple_vgg", "resnet18"))]
+)
 def test_compiled_passes_give_the_same_gradients(name):
-    net, x, y = make(name)  # float64: torch 2.13's float32 CPU kernels crash on such narrow channels-last layers
-    for make_algo in (tp.algorithms.Backprop, lambda n: tp.algorithms.LDRL(n, solver=tp.feedback.Fixed())):
+    net, x, y = make(
+        name
+    )  # float64: torch 2.13's float32 CPU kernels crash on such narrow channels-last layers
+    for make_algo in (
+        tp.algorithms.Backprop,
+        lambda n: tp.algorithms.LDRL(n, solver=tp.feedback.Fixed()),
+    ):
         algo = make_algo(net)
         expected = gradients_of(algo, x, y)
         algo.compile()
@@ -138,7 +157,9 @@ def test_only_a_probe_makes_the_gpu_wait():
 
 def test_probes_of_the_layers_take_turns():
     net, x, y = make("simple_vgg")
-    algo = tp.algorithms.LDRL(net, solver=tp.feedback.PredictiveSolver(tolerance=0.3, probe_every=5))
+    algo = tp.algorithms.LDRL(
+        net, solver=tp.feedback.PredictiveSolver(tolerance=0.3, probe_every=5)
+    )
     algo.backward(x, y)
     seen = [{n for n, r in algo.backward(x, y).feedback.items() if r.iterations} for _ in range(10)]
     assert all(len(names) <= 1 for names in seen)
@@ -147,7 +168,9 @@ def test_probes_of_the_layers_take_turns():
 
 @pytest.mark.parametrize("name", plain.NETWORKS)
 def test_plain_networks_compute_what_the_paired_ones_do(name):
-    small = {"mlp": (9, 7), "lenet": (3, 4, 8), "simple_vgg": (4, 5), "chain": (4, 5, 6)}.get(name, (3, 4, 5, 6))
+    small = {"mlp": (9, 7), "lenet": (3, 4, 8), "simple_vgg": (4, 5), "chain": (4, 5, 6)}.get(
+        name, (3, 4, 5, 6)
+    )
     torch.manual_seed(0)
     module = plain.NETWORKS[name]((2, 12, 12), 5, small)
     torch.manual_seed(0)
@@ -156,7 +179,9 @@ def test_plain_networks_compute_what_the_paired_ones_do(name):
     paired = tp.pair(module)
     torch.manual_seed(0)
     torch.testing.assert_close(built(x), paired(x), atol=0, rtol=0)
-    expected = torch.autograd.grad(F.cross_entropy(module(x), torch.tensor([0, 1, 2])), list(paired.forward_parameters()))
+    expected = torch.autograd.grad(
+        F.cross_entropy(module(x), torch.tensor([0, 1, 2])), list(paired.forward_parameters())
+    )
     paired.zero_grad()
     tp.algorithms.Backprop(paired).backward(x, torch.tensor([0, 1, 2]))
     for parameter, gradient in zip(paired.forward_parameters(), expected, strict=True):
@@ -178,7 +203,18 @@ def test_layout_avoids_channels_last_where_torch_corrupts_memory():
 
 def test_bench_writes_what_it_measured(tmp_path, capsys):
     names = ["plain", "backprop", "ldrl", "untracked:tolerance=0.01"]
-    words = ["bench", *names, "--networks", "lenet", "--channels", "4", "6", "12", "--data", "digits"]
+    words = [
+        "bench",
+        *names,
+        "--networks",
+        "lenet",
+        "--channels",
+        "4",
+        "6",
+        "12",
+        "--data",
+        "digits",
+    ]
     words += ["--steps", "10", "--warmup", "2", "--batch-size", "16", "--out", str(tmp_path)]
     assert main(words) == 0
     capsys.readouterr()
@@ -196,7 +232,14 @@ def test_bench_writes_what_it_measured(tmp_path, capsys):
 
 def test_the_papers_solver_is_a_contender():
     dataset = tp.data.load("digits")
-    rows = bench.bench(["backprop", "paper"], Setting("lenet", (2, 3, 4), 8), dataset, warmup=1, steps=10, memory=False)
+    rows = bench.bench(
+        ["backprop", "paper"],
+        Setting("lenet", (2, 3, 4), 8),
+        dataset,
+        warmup=1,
+        steps=10,
+        memory=False,
+    )
     assert rows[1].iterations == 41 + 51 + 24
     assert rows[1].steps == 1
 
@@ -228,7 +271,9 @@ def test_scaling_measures_every_point(tmp_path):
     found = scaling.scaling(list(values), shared, dataset, steps=10, values=values, memory=False)
     scaling.write(found, shared, tmp_path)
     assert [value for value, _ in found["depth"]] == [2, 3]
-    assert all(len(rows) == 2 and rows[1].ratio > 0 for points in found.values() for _, rows in points)
+    assert all(
+        len(rows) == 2 and rows[1].ratio > 0 for points in found.values() for _, rows in points
+    )
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
     assert "## depth" in (tmp_path / "scaling.md").read_text()
     with pytest.raises(ConfigError, match="unknown axis"):
@@ -236,15 +281,30 @@ def test_scaling_measures_every_point(tmp_path):
 
 
 def test_sweep_runs_every_seed_and_goes_on_where_it_was(tmp_path, capsys):
-    words = ["sweep", "digits-backprop", "digits-ldrl", "--seeds", "2", "--epochs", "2", "--measure_every", "0"]
+    words = [
+        "sweep",
+        "digits-backprop",
+        "digits-ldrl",
+        "--seeds",
+        "2",
+        "--epochs",
+        "2",
+        "--measure_every",
+        "0",
+    ]
     words += ["--network.channels", "[8]", "--network.name", "mlp", "--out", str(tmp_path)]
     assert main([*words, "--minutes", "0.0001"]) == 128 + 14
     assert not (tmp_path / "sweep.json").exists()
     assert main(words) == 0
     results = json.loads((tmp_path / "sweep.json").read_text())["results"]
-    assert [(r["name"], r["seeds"]) for r in results] == [("digits-backprop", 2), ("digits-ldrl", 2)]
+    assert [(r["name"], r["seeds"]) for r in results] == [
+        ("digits-backprop", 2),
+        ("digits-ldrl", 2),
+    ]
     assert all(0.05 < r["accuracy"] <= 1 and r["accuracy_std"] >= 0 for r in results)
-    cells = sorted(p.parent.relative_to(tmp_path).as_posix() for p in tmp_path.glob("*/*/result.json"))
+    cells = sorted(
+        p.parent.relative_to(tmp_path).as_posix() for p in tmp_path.glob("*/*/result.json")
+    )
     assert cells == [f"digits-{a}/seed-{s}" for a in ("backprop", "ldrl") for s in (0, 1)]
     before = (tmp_path / "digits-ldrl/seed-1/result.json").stat().st_mtime_ns
     assert main(words) == 0

@@ -73,7 +73,9 @@ def test_train_evaluate_compare(tmp_path, capsys):
     capsys.readouterr()
     assert run("evaluate", folder, "--weights", "best", "--json") == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores["accuracy"] == json.loads((folder / "result.json").read_text())["test"]["accuracy"]
+    assert (
+        scores["accuracy"] == json.loads((folder / "result.json").read_text())["test"]["accuracy"]
+    )
     assert run("evaluate", folder) == 0
     assert run("compare", tmp_path / "backprop", folder, "--out", tmp_path / "picture.png") == 0
     table = capsys.readouterr().out
@@ -93,49 +95,87 @@ def test_every_preset_is_a_configuration_whose_network_fits_its_images(name):
     build.build_algorithm(chosen, net)
     if name.endswith("-paper"):
         feedback_layers = sum(layer.has_feedback for layer in net.layers)
-        assert len(chosen.sgd.lr) == len(chosen.sgd.noise) == len(chosen.sgd.iterations) == feedback_layers
+        assert (
+            len(chosen.sgd.lr)
+            == len(chosen.sgd.noise)
+            == len(chosen.sgd.iterations)
+            == feedback_layers
+        )
 
 
 def test_paper_presets_fold_beta_into_lr_and_weight_decay():
     chosen = config.load("cifar10-vgg-ldrl-paper")
     assert chosen.optimizer.lr == pytest.approx(0.05 * 0.7)
-    assert chosen.optimizer.lr * chosen.optimizer.weight_decay == pytest.approx(0.05 * 1e-4, rel=1e-4)
+    assert chosen.optimizer.lr * chosen.optimizer.weight_decay == pytest.approx(
+        0.05 * 1e-4, rel=1e-4
+    )
 
 
 def test_presets_command(capsys):
     assert run("presets") == 0
     assert capsys.readouterr().out.split() == list(config.presets())
     assert run("presets", "digits-ldrl") == 0
-    assert config.build(list(config.flat(yaml.safe_load(capsys.readouterr().out)))) == config.load("digits-ldrl")
+    assert config.build(list(config.flat(yaml.safe_load(capsys.readouterr().out)))) == config.load(
+        "digits-ldrl"
+    )
 
 
 def test_a_yaml_file_may_start_from_a_preset(tmp_path):
     (tmp_path / "mine.yaml").write_text("preset: digits-ldrl\noptimizer: {lr: 0.01}\nsteps: 3\n")
     chosen = config.load(str(tmp_path / "mine.yaml"), [("seed", "4")])
-    assert (chosen.optimizer.lr, chosen.steps, chosen.seed, chosen.network.channels) == (0.01, 3, 4, [32, 64])
+    assert (chosen.optimizer.lr, chosen.steps, chosen.seed, chosen.network.channels) == (
+        0.01,
+        3,
+        4,
+        [32, 64],
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["digits-ldlr"], r"unknown preset 'digits-ldlr'; did you mean 'digits-ldrl'\?"),
-        (["digits-ldrl", "--optimizer.lrr", "1"], r"unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'\?"),
-        (["digits-ldrl", "--optimizer.lr", "fast"], r"optimizer.lr=fast has the wrong type; expected .*float"),
-        (["digits-ldrl", "--optimizer.lr", "-1"], r"optimizer.lr=-1.0 is out of range; expected a positive number"),
-        (["digits-ldrl", "--network.name", "simple_vg"], r"unknown network.name 'simple_vg'; did you mean 'simple_vgg'"),
-        (["digits-ldrl", "--network.feedback", "none"], r"network.feedback=none has the wrong type"),
-        (["digits-ldrl", "--algorithm.solver", "sdg"], r"unknown algorithm.solver 'sdg'; did you mean 'sgd'"),
+        (
+            ["digits-ldrl", "--optimizer.lrr", "1"],
+            r"unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'\?",
+        ),
+        (
+            ["digits-ldrl", "--optimizer.lr", "fast"],
+            r"optimizer.lr=fast has the wrong type; expected .*float",
+        ),
+        (
+            ["digits-ldrl", "--optimizer.lr", "-1"],
+            r"optimizer.lr=-1.0 is out of range; expected a positive number",
+        ),
+        (
+            ["digits-ldrl", "--network.name", "simple_vg"],
+            r"unknown network.name 'simple_vg'; did you mean 'simple_vgg'",
+        ),
+        (
+            ["digits-ldrl", "--network.feedback", "none"],
+            r"network.feedback=none has the wrong type",
+        ),
+        (
+            ["digits-ldrl", "--algorithm.solver", "sdg"],
+            r"unknown algorithm.solver 'sdg'; did you mean 'sgd'",
+        ),
         (["digits-backprop", "--algorithm.solver", "sgd"], "takes no solver"),
         (["digits-ldrl", "--schedule.name", "step"], "needs schedule.period"),
         (["digits-ldrl", "--optimizer.lr"], "--optimizer.lr has no value"),
         (["digits-ldrl", "oops"], "unexpected 'oops'"),
         (["digits-ldrl", "--device", "abacus"], "device=abacus is not available here"),
-        (["digits-ldrl", "--network.activation", "ellu"], "unknown activation 'ellu'; did you mean 'elu'"),
+        (
+            ["digits-ldrl", "--network.activation", "ellu"],
+            "unknown activation 'ellu'; did you mean 'elu'",
+        ),
         (
             ["digits-ldrl", "--network.name", "lenet", "--network.channels", "[32,64]"],
             "does not fit images of shape .1, 8, 8.: lenet takes 3 channels",
         ),
-        (["mnist-lenet-ldrl", "--data-dir", "/nonexistent"], "targetprop data fetch mnist --data-dir /nonexistent"),
+        (
+            ["mnist-lenet-ldrl", "--data-dir", "/nonexistent"],
+            "targetprop data fetch mnist --data-dir /nonexistent",
+        ),
         (["nowhere.yaml"], "no such file: nowhere.yaml"),
     ],
 )
@@ -167,7 +207,9 @@ def test_bad_folders_and_files_are_refused(tmp_path, capsys):
     assert run("train", "digits-ldrl", *TINY, "--steps", 2, "--out", tmp_path / "run") == 0
     capsys.readouterr()
     assert "already holds a run" in fails("train", "digits-ldrl", "--out", tmp_path / "run")
-    assert "do not fit this network" in fails("evaluate", tmp_path / "run", "--network.channels", "[5]")
+    assert "do not fit this network" in fails(
+        "evaluate", tmp_path / "run", "--network.channels", "[5]"
+    )
     assert "ending in .png" in fails("compare", tmp_path / "run", "--out", tmp_path / "picture.xyz")
     (tmp_path / "run" / "last.pt").write_bytes(b"junk")
     assert "damaged or not a checkpoint" in fails("evaluate", tmp_path / "run")
@@ -249,7 +291,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_divergence_stops_names_layer_and_step_and_keeps_the_last_checkpoint(tmp_path, capsys):
     out = tmp_path / "run"
-    words = [*TINY, "--steps", 60, "--checkpoint_every", 1, "--optimizer.lr", "1e8", "--algorithm.name", "backprop"]
+    words = [
+        *TINY,
+        "--steps",
+        60,
+        "--checkpoint_every",
+        1,
+        "--optimizer.lr",
+        "1e8",
+        "--algorithm.name",
+        "backprop",
+    ]
     assert run("train", "digits-backprop", *words, "--out", out) == 3
     error = capsys.readouterr().err
     assert re.search(r"step \d+", error)
@@ -260,8 +312,20 @@ def test_divergence_stops_names_layer_and_step_and_keeps_the_last_checkpoint(tmp
 
 @pytest.mark.parametrize("algorithm", ["ldrl", "backprop", "dtp"])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, algorithm, capsys):
-    words = ["digits-ldrl", *TINY, "--epochs", 3, "--data.augment", "flip-crop", "--algorithm.name", algorithm]
-    words += ["--algorithm.solver", {"ldrl": "predictive", "dtp": "reconstruction"}.get(algorithm, "null")]
+    words = [
+        "digits-ldrl",
+        *TINY,
+        "--epochs",
+        3,
+        "--data.augment",
+        "flip-crop",
+        "--algorithm.name",
+        algorithm,
+    ]
+    words += [
+        "--algorithm.solver",
+        {"ldrl": "predictive", "dtp": "reconstruction"}.get(algorithm, "null"),
+    ]
     assert run("train", *words, "--out", tmp_path / "whole") == 0
     cut = tmp_path / "cut"
     chosen = config.load(words[0], common.overrides([str(w) for w in words[1:]]))
@@ -272,7 +336,9 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, algorithm, capsys):
 
     session = loop.start(chosen, cut)
     for expected in (4, 13):
-        with pytest.raises(loop.Interrupted, match=f"step {expected}; go on with: targetprop resume"):
+        with pytest.raises(
+            loop.Interrupted, match=f"step {expected}; go on with: targetprop resume"
+        ):
             loop.run(session, interrupt)
         session = loop.resume(common.run_config(cut), cut)
     assert run("resume", cut) == 0
@@ -301,7 +367,11 @@ def killed_and_resumed(tmp_path, kills, seed):
         limit = time.time() + 60
         seen = len(read_metrics(cut / "metrics.jsonl"))
         wanted = seen + rng.randint(3, 40)
-        while process.poll() is None and len(read_metrics(cut / "metrics.jsonl")) < wanted and time.time() < limit:
+        while (
+            process.poll() is None
+            and len(read_metrics(cut / "metrics.jsonl")) < wanted
+            and time.time() < limit
+        ):
             time.sleep(0.002)
         time.sleep(rng.random() * 0.02)
         process.kill()
@@ -361,7 +431,16 @@ def test_other_optimizers_schedules_and_devices(tmp_path):
     for i, words in enumerate(
         (
             ["--optimizer.name", "adam", "--optimizer.lr", "0.001", "--schedule.name", "constant"],
-            ["--schedule.name", "step", "--schedule.period", "1", "--schedule.unit", "epoch", "--data.validation", "0"],
+            [
+                "--schedule.name",
+                "step",
+                "--schedule.period",
+                "1",
+                "--schedule.unit",
+                "epoch",
+                "--data.validation",
+                "0",
+            ],
             [
                 "--dtype",
                 "float64",
@@ -374,11 +453,28 @@ def test_other_optimizers_schedules_and_devices(tmp_path):
                 "--optimizer.lr",
                 "1e-4",
             ],
-            ["--algorithm.name", "fixed_weight_dtp", "--algorithm.solver", "null", "--device", "cpu"],
-            ["--algorithm.solver", "symmetric", "--network.name", "resnet18", "--network.channels", "[2,2,2,2]"],
+            [
+                "--algorithm.name",
+                "fixed_weight_dtp",
+                "--algorithm.solver",
+                "null",
+                "--device",
+                "cpu",
+            ],
+            [
+                "--algorithm.solver",
+                "symmetric",
+                "--network.name",
+                "resnet18",
+                "--network.channels",
+                "[2,2,2,2]",
+            ],
         )
     ):
-        assert run("train", "digits-ldrl", *TINY, "--epochs", 2, *words, "--out", tmp_path / str(i)) == 0
+        assert (
+            run("train", "digits-ldrl", *TINY, "--epochs", 2, *words, "--out", tmp_path / str(i))
+            == 0
+        )
     rows = read_metrics(tmp_path / "1" / "metrics.jsonl")
     rates = [row["lr"] for row in rows if row["kind"] == "train"]
     assert rates[-1] == pytest.approx(0.1 * rates[0])
@@ -400,7 +496,11 @@ def test_digits_ldrl_matches_backprop(tmp_path):
     for name in ("backprop", "ldrl"):
         assert run("train", f"digits-{name}", "--epochs", 10, "--out", tmp_path / name) == 0
         scores[name] = json.loads((tmp_path / name / "result.json").read_text())["test"]["accuracy"]
-    angles = [a for row in read_metrics(tmp_path / "ldrl" / "metrics.jsonl")[10:] for a in row.get("angle", {}).values()]
+    angles = [
+        a
+        for row in read_metrics(tmp_path / "ldrl" / "metrics.jsonl")[10:]
+        for a in row.get("angle", {}).values()
+    ]
     assert scores["backprop"] > 0.93
     assert abs(scores["ldrl"] - scores["backprop"]) < 0.02
     assert angles
@@ -408,7 +508,11 @@ def test_digits_ldrl_matches_backprop(tmp_path):
 
 
 def test_the_section_of_a_default_solver_counts():
-    cases = (("dtp", "reconstruction.lr", 0.5), ("parallel_ldrl", "adam.samples", 3), ("ldrl", "predictive.tolerance", 0.3))
+    cases = (
+        ("dtp", "reconstruction.lr", 0.5),
+        ("parallel_ldrl", "adam.samples", 3),
+        ("ldrl", "predictive.tolerance", 0.3),
+    )
     for name, key, value in cases:
         chosen = config.build([("algorithm.name", name), (key, value), ("network.channels", [4])])
         algo = build.build_algorithm(chosen, build.build_network(chosen, build.load_data(chosen)))
@@ -429,12 +533,17 @@ def test_the_section_of_a_default_solver_counts():
     ],
 )
 def test_a_setting_that_would_change_nothing_is_refused(preset, key, value, why):
-    with pytest.raises(config.ConfigError, match=f"{key}={value} would change nothing with {why}; leave it out"):
+    with pytest.raises(
+        config.ConfigError, match=f"{key}={value} would change nothing with {why}; leave it out"
+    ):
         config.load(preset, [("data.augment", "none"), ("data.padding", "4"), (key, str(value))])
 
 
 def test_a_solver_section_of_an_algorithm_without_a_solver_is_refused():
-    with pytest.raises(config.ConfigError, match=r"predictive\.tolerance=0.5 would change nothing with algorithm 'fixed"):
+    with pytest.raises(
+        config.ConfigError,
+        match=r"predictive\.tolerance=0.5 would change nothing with algorithm 'fixed",
+    ):
         config.build([("algorithm.name", "fixed_weight_dtp"), ("predictive.tolerance", "0.5")])
 
 

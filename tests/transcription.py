@@ -14,7 +14,9 @@ def feedback_of(layer, trace, target, omega):
         if isinstance(step, Flatten):
             r = r.reshape(len(r), *saved[0])
         elif isinstance(step, MaxPool):
-            r = F.max_unpool2d(r, saved[0], step.kernel, step.stride, step.padding, output_size=saved[1][-2:])
+            r = F.max_unpool2d(
+                r, saved[0], step.kernel, step.stride, step.padding, output_size=saved[1][-2:]
+            )
         elif isinstance(step, AvgPool):
             r = F.adaptive_avg_pool2d(r, saved[0].shape[-2:])
         else:
@@ -26,15 +28,21 @@ def feedback_of(layer, trace, target, omega):
     padding = (
         module.padding
         if module.padding != "same"
-        else tuple(d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+        else tuple(
+            d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+        )
     )
     geometry = dict(stride=module.stride, padding=padding, dilation=module.dilation)
     shape = [
         (o - 1) * s - 2 * p + d * (k - 1) + 1
-        for o, s, p, d, k in zip(r.shape[-2:], module.stride, padding, module.dilation, module.kernel_size, strict=True)
+        for o, s, p, d, k in zip(
+            r.shape[-2:], module.stride, padding, module.dilation, module.kernel_size, strict=True
+        )
     ]
     extra = [want - got for want, got in zip(trace.input.shape[-2:], shape, strict=True)]
-    return F.conv_transpose2d(r, omega, None, output_padding=extra, groups=module.groups, **geometry)
+    return F.conv_transpose2d(
+        r, omega, None, output_padding=extra, groups=module.groups, **geometry
+    )
 
 
 def ldrl(layer, trace, e, h):

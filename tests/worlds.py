@@ -15,7 +15,13 @@ from targetprop.ranks import Group, Ranks, mesh
 from targetprop.training import checkpoint
 
 # A server with everything imported, what training imports late too: a process starts in milliseconds.
-LATE = ("jsonargparse", "matplotlib.pyplot", "sklearn.datasets", "torch._dynamo", "torch.utils.tensorboard")
+LATE = (
+    "jsonargparse",
+    "matplotlib.pyplot",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+)
 for module in LATE:
     importlib.import_module(module)
 processes = multiprocessing.get_context("forkserver")
@@ -30,7 +36,12 @@ def free_port():
 
 def spawn(function, size, *args):
     """``size`` processes that call function(*args), each with the environment that torchrun would give it."""
-    where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    where = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     started = []
     for rank in range(size):
         environment = where | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {}
@@ -70,7 +81,11 @@ def train(case, name, ranks, steps=20):
         losses.append(algo.backward(inputs[mine], labels[mine]).loss)
         optimizer.step()
     memory = algo.state_dict()  # by all processes
-    return {"net": net.state_dict(), "losses": torch.stack(losses), "feedback": memory.get("feedback", {})}
+    return {
+        "net": net.state_dict(),
+        "losses": torch.stack(losses),
+        "feedback": memory.get("feedback", {}),
+    }
 
 
 def train_all(cases, layers, folder):

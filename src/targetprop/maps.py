@@ -75,7 +75,9 @@ class Conv2dMap:
         form = torch.channels_last if last else torch.contiguous_format
         x = torch.empty(tuple(shape), dtype=e.dtype, device=e.device, memory_format=form)
         geometry = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
-        return torch.ops.aten.convolution_backward(e, x, w, None, *geometry, (True, False, False))[0]
+        return torch.ops.aten.convolution_backward(e, x, w, None, *geometry, (True, False, False))[
+            0
+        ]
 
     def correlate(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
         """∂⟨e, A_w x⟩/∂w."""
@@ -89,19 +91,27 @@ class Conv2dMap:
 
         On a CPU up to several times faster than torch's for wide layers on images of a few pixels (docs/performance.md).
         """
-        gradient = torch.zeros(tuple(shape), dtype=e.dtype, device=e.device).contiguous(memory_format=memory_format(x))
+        gradient = torch.zeros(tuple(shape), dtype=e.dtype, device=e.device).contiguous(
+            memory_format=memory_format(x)
+        )
         rows, columns = (
             [reach(tap, *sizes) for tap in range(shape[2 + axis])]
-            for axis, sizes in enumerate(zip(self.stride, self.padding, self.dilation, x.shape[2:], e.shape[2:], strict=True))
+            for axis, sizes in enumerate(
+                zip(self.stride, self.padding, self.dilation, x.shape[2:], e.shape[2:], strict=True)
+            )
         )
         e, x = e.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
         for i, (y, top) in enumerate(rows):
             for j, (z, left) in enumerate(columns):
-                gradient[:, :, i, j] = e[:, y, z].reshape(-1, shape[0]).T @ x[:, top, left].reshape(-1, shape[1])
+                gradient[:, :, i, j] = e[:, y, z].reshape(-1, shape[0]).T @ x[:, top, left].reshape(
+                    -1, shape[1]
+                )
         return gradient
 
 
-def reach(tap: int, stride: int, padding: int, dilation: int, size: int, outputs: int) -> tuple[slice, slice]:
+def reach(
+    tap: int, stride: int, padding: int, dilation: int, size: int, outputs: int
+) -> tuple[slice, slice]:
     """The outputs along one axis for which kernel tap ``tap`` meets an input, and those inputs."""
     offset = tap * dilation - padding  # the input under the tap at output 0
     first = max(0, -(offset // stride))
@@ -178,7 +188,9 @@ class Reduced:
 
     def apply(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         """A_w x + b."""
-        return self.inner.apply(x.to(self.dtype), w.to(self.dtype), None if b is None else b.to(self.dtype))
+        return self.inner.apply(
+            x.to(self.dtype), w.to(self.dtype), None if b is None else b.to(self.dtype)
+        )
 
     def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
         """A_wᵀ e, shaped ``shape``."""
@@ -196,7 +208,11 @@ def is_feedback(key: str) -> bool:
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """``torch.channels_last`` for an image whose channels lie innermost, else ``torch.contiguous_format``."""
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    last = (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
     return torch.channels_last if last else torch.contiguous_format
 
 
@@ -218,7 +234,9 @@ def conv2d(module: nn.Conv2d) -> LinearMap:
     groups = module.groups
     if module.padding_mode != "zeros":
         pad, mode = list(module._reversed_padding_repeated_twice), module.padding_mode
-        return AutogradMap(lambda x, w: F.conv2d(F.pad(x, pad, mode=mode), w, None, stride, 0, dilation, groups))
+        return AutogradMap(
+            lambda x, w: F.conv2d(F.pad(x, pad, mode=mode), w, None, stride, 0, dilation, groups)
+        )
     if module.padding == "same":
         if any(d * (k - 1) % 2 for d, k in zip(dilation, module.kernel_size, strict=True)):
             return AutogradMap(lambda x, w: F.conv2d(x, w, None, stride, "same", dilation, groups))
@@ -228,10 +246,17 @@ def conv2d(module: nn.Conv2d) -> LinearMap:
     return Conv2dMap(stride, padding, dilation, groups)
 
 
-MAPS: dict[type[nn.Module], Callable[..., LinearMap]] = {nn.Conv2d: conv2d, nn.Linear: lambda module: DenseMap()}
+MAPS: dict[type[nn.Module], Callable[..., LinearMap]] = {
+    nn.Conv2d: conv2d,
+    nn.Linear: lambda module: DenseMap(),
+}
 
 
-def register(module_type: type[nn.Module], make: Callable[..., Callable[[Tensor, Tensor], Tensor]], bias_dim: int = 1):
+def register(
+    module_type: type[nn.Module],
+    make: Callable[..., Callable[[Tensor, Tensor], Tensor]],
+    bias_dim: int = 1,
+):
     """Let ``targetprop.pair`` and ``targetprop.attach`` take modules of a type of yours.
 
     ``attach`` knows every layer of torch with a linear map by itself and keeps to what it knows of those.

@@ -35,7 +35,16 @@ class Row:
     passes: str
 
 
-HEADINGS = ("algorithm", "carries", "feedback weights", "local", "weight transport", "symmetric synapses", "phases", "cost")
+HEADINGS = (
+    "algorithm",
+    "carries",
+    "feedback weights",
+    "local",
+    "weight transport",
+    "symmetric synapses",
+    "phases",
+    "cost",
+)
 
 
 def found(package: Any, mark: str) -> dict[str, Any]:
@@ -44,7 +53,11 @@ def found(package: Any, mark: str) -> dict[str, Any]:
     for entry in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{entry.name}")
         for value in vars(module).values():
-            if isinstance(value, type) and value.__module__ == module.__name__ and mark in vars(value):
+            if (
+                isinstance(value, type)
+                and value.__module__ == module.__name__
+                and mark in vars(value)
+            ):
                 classes[entry.name] = value
     return classes
 
@@ -52,4 +65,6 @@ def found(package: Any, mark: str) -> dict[str, Any]:
 def markdown(classes: Iterable[Any]) -> str:
     """The rows of ``classes`` as a table in Markdown."""
     rows = [(f"`{row.call}`", *astuple(row)[1:]) for kind in classes for row in kind.rows]
-    return "".join("| " + " | ".join(row) + " |\n" for row in (HEADINGS, ("---",) * len(HEADINGS), *rows))
+    return "".join(
+        "| " + " | ".join(row) + " |\n" for row in (HEADINGS, ("---",) * len(HEADINGS), *rows)
+    )

@@ -32,7 +32,9 @@ class Group:
     def __init__(self, group: Any = None):
         """Join ``group``, a ``torch.distributed`` process group."""
         self._group = group
-        self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        self.rank, self.size = (
+            (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        )
 
     def part(self, count: int) -> slice:
         """Which of ``count`` items are this process's; parts differ by one item at most."""
@@ -142,7 +144,15 @@ def mesh(layers: int = 1) -> Ranks:
     """
     size = dist.get_world_size()
     if layers < 1 or size % layers:
-        raise ValueError(f"{size} processes cannot be split over {layers} along the layers; give a divisor of {size}.")
+        raise ValueError(
+            f"{size} processes cannot be split over {layers} along the layers; give a divisor of {size}."
+        )
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    device_mesh = dist.init_device_mesh(kind, (size // layers, layers), mesh_dim_names=("data", "layers"))
-    return Ranks(Group(dist.group.WORLD), Group(device_mesh.get_group("data")), Group(device_mesh.get_group("layers")))
+    device_mesh = dist.init_device_mesh(
+        kind, (size // layers, layers), mesh_dim_names=("data", "layers")
+    )
+    return Ranks(
+        Group(dist.group.WORLD),
+        Group(device_mesh.get_group("data")),
+        Group(device_mesh.get_group("layers")),
+    )

@@ -25,7 +25,9 @@ SignSymmetry = carried(rules.SignSymmetry)
 
 ALGORITHMS: dict[str, type[Algorithm]] = found(sys.modules[__name__], "rows")
 ALGORITHMS |= {
-    name: globals().get(rule.__name__) or carried(rule) for name, rule in rules.RULES.items() if "rows" in vars(rule)
+    name: globals().get(rule.__name__) or carried(rule)
+    for name, rule in rules.RULES.items()
+    if "rows" in vars(rule)
 }
 """Every algorithm by its name, which is the file's of its class or of its rule."""
 

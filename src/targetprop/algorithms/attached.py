@@ -122,11 +122,21 @@ class Attached(Algorithm):
             if self.rule is not None:
                 refuse_input_gradient(x)
         self.ready(x)
-        if self.feedback is not None and not self.feedback.followed and not self.feedback.rule.tracks:
+        if (
+            self.feedback is not None
+            and not self.feedback.followed
+            and not self.feedback.rule.tracks
+        ):
             self.feedback.step()
         logits = logits_of(self._forward(x), self.net)
-        loss = self.backpropagate(self.loss(logits, y), [p for p in forward_parameters(self.net) if p.requires_grad])
-        return Report(loss, logits.detach(), named_by_layer(self.net, self.feedback.report) if self.feedback else {})
+        loss = self.backpropagate(
+            self.loss(logits, y), [p for p in forward_parameters(self.net) if p.requires_grad]
+        )
+        return Report(
+            loss,
+            logits.detach(),
+            named_by_layer(self.net, self.feedback.report) if self.feedback else {},
+        )
 
     def follow(self, optimizer: Any) -> Any:
         """Track and probe in the optimizer's steps; returns it."""
@@ -136,7 +146,9 @@ class Attached(Algorithm):
     def compile(self, mode: str | None = None) -> None:
         """Let torch.compile fuse both passes."""
         if self.rule is not None and self.rule.direct:
-            raise ValueError("direct feedback alignment hands errors around the graph and cannot be compiled; drop compile.")
+            raise ValueError(
+                "direct feedback alignment hands errors around the graph and cannot be compiled; drop compile."
+            )
         self._forward = torch.compile(self.net, mode=mode)
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,7 +163,9 @@ class Attached(Algorithm):
 
         """
         if set(state) - {"feedback"} or (state and self.rule is None):
-            raise ValueError(f"this state is of another algorithm than {self.name} on a plain module, got {sorted(state)}.")
+            raise ValueError(
+                f"this state is of another algorithm than {self.name} on a plain module, got {sorted(state)}."
+            )
         if self.feedback is None:
             self._pending = dict(state)
         elif state:
@@ -160,7 +174,12 @@ class Attached(Algorithm):
 
 def carried(rule: type[Rule]) -> type[Attached]:
     """The algorithm of a rule that autograd carries, named and described as the rule is."""
-    places = {"rule_type": rule, "rows": rule.rows, "__doc__": rule.__doc__, "__module__": "targetprop.algorithms"}
+    places = {
+        "rule_type": rule,
+        "rows": rule.rows,
+        "__doc__": rule.__doc__,
+        "__module__": "targetprop.algorithms",
+    }
     return type(rule.__name__, (Attached,), places)
 
 
@@ -171,8 +190,12 @@ def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback 
         ValueError: it was attached with other settings than ``settings``.
 
     """
-    handles = [link.handle() for link in links_of(net) if link.handle is not None and link.rule == rule]
-    found: Feedback | None = next((handle for handle in handles if handle is not None and handle.model is net), None)
+    handles = [
+        link.handle() for link in links_of(net) if link.handle is not None and link.rule == rule
+    ]
+    found: Feedback | None = next(
+        (handle for handle in handles if handle is not None and handle.model is net), None
+    )
     if found is None:
         return None
     solver = settings.get("solver")
@@ -180,7 +203,9 @@ def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback 
     wanted = {**settings, "solver": None if solver is None else solver_of(solver, rule)}
     for name, value in wanted.items():
         if value is not None and value != own.get(name):
-            raise ValueError(f"the module is attached with other settings already, got {name}={value}; leave {name} out.")
+            raise ValueError(
+                f"the module is attached with other settings already, got {name}={value}; leave {name} out."
+            )
     return found
 
 
@@ -188,8 +213,12 @@ def named_by_layer(net: nn.Module, found: dict[str, Any]) -> dict[str, Any]:
     """What was found per map or weight, under the names that a network of ``pair`` gives its layers."""
     if not isinstance(net, Network):
         return dict(found)
-    places = {id(layer.forward_map): name for layer, name in zip(net.layers, net.names, strict=True)}
-    names = {path: places[id(module)] for path, module in net.named_modules() if id(module) in places}
+    places = {
+        id(layer.forward_map): name for layer, name in zip(net.layers, net.names, strict=True)
+    }
+    names = {
+        path: places[id(module)] for path, module in net.named_modules() if id(module) in places
+    }
     return {names.get(key.removesuffix(".weight"), key): value for key, value in found.items()}
 
 

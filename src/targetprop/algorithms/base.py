@@ -46,7 +46,11 @@ class Report:
 
 def several_processes() -> bool:
     """Whether torch.distributed runs with more than one process."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 class Algorithm(ABC):
@@ -77,10 +81,16 @@ class Algorithm(ABC):
     any_module = False
     """Whether it trains any module, or networks of ``targetprop.pair`` alone."""
 
-    def __new__(cls, net: Any = None, *args: Any, example_inputs: Sequence[Any] = (), **kwargs: Any) -> Any:
+    def __new__(
+        cls, net: Any = None, *args: Any, example_inputs: Sequence[Any] = (), **kwargs: Any
+    ) -> Any:
         """See ``elsewhere``, which a class derived from another does not inherit."""
         other = vars(cls).get("elsewhere")
-        if other is None or isinstance(net, (Network, *DataParallels)) or not isinstance(net, nn.Module):
+        if (
+            other is None
+            or isinstance(net, (Network, *DataParallels))
+            or not isinstance(net, nn.Module)
+        ):
             return super().__new__(cls)
         given = inspect.signature(cls.__init__).bind(None, net, *args, **kwargs).arguments
         settings = {name: value for name, value in given.items() if name not in ("self", "net")}
@@ -107,7 +117,9 @@ class Algorithm(ABC):
     def __repr__(self) -> str:
         """The algorithm, its settings and its network's type."""
         own = {"beta": getattr(self, "beta", None), "solver": getattr(self, "solver", None)}
-        shown = ", ".join([type(self.net).__name__, *(f"{k}={v}" for k, v in own.items() if v is not None)])
+        shown = ", ".join(
+            [type(self.net).__name__, *(f"{k}={v}" for k, v in own.items() if v is not None)]
+        )
         return f"{type(self).__name__}({shown})"
 
     @abstractmethod
@@ -148,7 +160,9 @@ class Algorithm(ABC):
 
         """
         if len(x) == 0:
-            raise ValueError(f"a batch of shape {tuple(x.shape)} has no samples to learn from; leave it out.")
+            raise ValueError(
+                f"a batch of shape {tuple(x.shape)} has no samples to learn from; leave it out."
+            )
         if self.ranks.world.size == 1 and not self._told and several_processes():
             self._told = True
             warnings.warn(
@@ -216,7 +230,9 @@ def demand_kind(kind: type[Algorithm], net: Any) -> None:
             "algo.distribute(ranks), or attach the module with targetprop.attach and keep loss.backward()."
         )
     if not isinstance(net, nn.Module):
-        raise TypeError(f"{kind.__name__} trains a module, got {type(net).__name__}; build one, or pair(nn.Sequential(...)).")
+        raise TypeError(
+            f"{kind.__name__} trains a module, got {type(net).__name__}; build one, or pair(nn.Sequential(...))."
+        )
     if not kind.any_module and not isinstance(net, Network):
         raise TypeError(
             f"{kind.__name__} needs explicit passes: make the network by targetprop.pair(nn.Sequential(...)), got "

@@ -75,7 +75,12 @@ class DDTPLinear(Algorithm):
         super().__init__(net, loss, label_smoothing)
         demand_chain(net, "DDTPLinear")
         self.beta = check_beta(beta)
-        self.noise, self.lr, self.iterations, self.weight_decay = noise, lr, iterations, weight_decay
+        self.noise, self.lr, self.iterations, self.weight_decay = (
+            noise,
+            lr,
+            iterations,
+            weight_decay,
+        )
         self.schedule = checked(schedule)
         self.directs: dict[str, Tensor] = {}
         self.memory: dict[str, Memory] = {}
@@ -91,13 +96,19 @@ class DDTPLinear(Algorithm):
         leaves = self.net.leaf_traces(traces)
         loss, error = output_error(self.loss, logits, y)
         nudge, reports, learned = -self.beta * error, {}, []
-        for i, (name, (layer, trace)) in enumerate(zip(self.net.names[:-1], leaves[:-1], strict=True)):
+        for i, (name, (layer, trace)) in enumerate(
+            zip(self.net.names[:-1], leaves[:-1], strict=True)
+        ):
             if self.schedule == "parallel":
-                learned.append(self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output)))
+                learned.append(
+                    self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output))
+                )
             found = [self.reconstruct(i, leaves) for _ in range(self.iterations)]
             reports[name] = FeedbackReport(self.iterations, found[-1] if found else None)
             if self.schedule == "sequential":
-                learned.append(self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output)))
+                learned.append(
+                    self.learn(layer, trace, (nudge @ self.direct(i, leaves)).view_as(trace.output))
+                )
         self.accumulate(loss, [*learned, self.learn(leaves[-1][0], leaves[-1][1], nudge)])
         return Report(loss, logits, reports)
 
@@ -107,7 +118,9 @@ class DDTPLinear(Algorithm):
         if name not in self.directs:
             shape = (logits[0].numel(), leaves[i][1].output[0].numel())
             bound = (6 / sum(shape)) ** 0.5
-            self.directs[name] = logits.new_empty(shape).uniform_(-bound, bound, generator=self._generator)
+            self.directs[name] = logits.new_empty(shape).uniform_(
+                -bound, bound, generator=self._generator
+            )
         return self.directs[name]
 
     def reconstruct(self, i: int, leaves: Sequence[tuple[Layer, Trace]]) -> Tensor:
@@ -117,7 +130,13 @@ class DDTPLinear(Algorithm):
         moved = to_output([layer for layer, _ in leaves[i + 1 :]], trace.output + e) - logits
         loss, gradient = direct_drl(q, moved, e.flatten(1), self.noise)
         self.ranks.data.mean_(loss, gradient)
-        adam_step(q, gradient, self.memory.setdefault(self.net.names[i], Memory()), self.lr, self.weight_decay)
+        adam_step(
+            q,
+            gradient,
+            self.memory.setdefault(self.net.names[i], Memory()),
+            self.lr,
+            self.weight_decay,
+        )
         return loss
 
     def learn(self, layer: Layer, trace: Trace, difference: Tensor) -> Gradients:

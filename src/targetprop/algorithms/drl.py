@@ -37,7 +37,12 @@ def from_output(leaves: Sequence[tuple[Layer, Trace]], d: Tensor) -> Tensor:
 
 
 def drl(
-    leaves: Sequence[tuple[Layer, Trace]], logits: Tensor, e: Tensor, h: Tensor, sigma: float, damping: float
+    leaves: Sequence[tuple[Layer, Trace]],
+    logits: Tensor,
+    e: Tensor,
+    h: Tensor,
+    sigma: float,
+    damping: float,
 ) -> tuple[Tensor, Tensor]:
     """Difference reconstruction loss of the first of ``leaves`` and its gradient on that layer's ω (Meulemans et al. 2020).
 
@@ -65,7 +70,9 @@ def drl(
     v = lift(trace.saved, trace.output, from_output(leaves[1:], h))
     missed, spilled = layer.feed_back(u, shape) - e, layer.feed_back(v, shape)
     correlate = layer.map.correlate
-    gradient = correlate(u, missed, layer.omega.shape) + damping * correlate(v, spilled, layer.omega.shape)
+    gradient = correlate(u, missed, layer.omega.shape) + damping * correlate(
+        v, spilled, layer.omega.shape
+    )
     loss = (missed.square().sum() + damping * spilled.square().sum()) / (sigma**2 * batch)
     return loss, gradient * (2 / (sigma**2 * batch))
 
@@ -149,7 +156,10 @@ class DRL(LDRL):
             sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
             memory, generator, loss = self.feedback_state[name], self.generators[name], None
             for _ in range(self.iterations):
-                e, h = (noise_like(a, generator, peers=self.ranks.data).mul_(sigma) for a in (trace.input, logits))
+                e, h = (
+                    noise_like(a, generator, peers=self.ranks.data).mul_(sigma)
+                    for a in (trace.input, logits)
+                )
                 loss, gradient = drl(leaves[i:], logits, e, h, sigma, self.damping)
                 self.ranks.data.mean_(loss, gradient)
                 adam_step(layer.omega, gradient, memory, lr, self.weight_decay)
@@ -177,4 +187,6 @@ def demand_chain(net: Network, name: str) -> None:
 
     """
     if not all(isinstance(block, Layer) for block in net.blocks):
-        raise ValueError(f"{name} brings differences back through a chain of layers; this network has residual blocks.")
+        raise ValueError(
+            f"{name} brings differences back through a chain of layers; this network has residual blocks."
+        )

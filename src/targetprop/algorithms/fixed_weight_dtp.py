@@ -27,7 +27,11 @@ class FixedWeightDTP(LDRL):
     )
 
     def __init__(
-        self, net: Network, beta: float | None = None, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0
+        self,
+        net: Network,
+        beta: float | None = None,
+        loss: str | Loss = "cross_entropy",
+        label_smoothing: float = 0.0,
     ):
         """As for L-DRL, without a solver and without noise."""
         super().__init__(net, beta, Fixed(), loss=loss, label_smoothing=label_smoothing)

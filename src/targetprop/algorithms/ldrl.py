@@ -71,7 +71,9 @@ class LDRL(Local):
             ValueError: β is not positive.
 
         """
-        super().__init__(net, self.default_solver() if solver is None else solver, seed, loss, label_smoothing)
+        super().__init__(
+            net, self.default_solver() if solver is None else solver, seed, loss, label_smoothing
+        )
         self.beta = check_beta(self.default_beta if beta is None else beta)
 
     @torch.no_grad()

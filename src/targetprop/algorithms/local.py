@@ -34,15 +34,24 @@ class Local(Algorithm):
     splits_layers = True
 
     def __init__(
-        self, net: Network, solver: Solver, seed: int = 0, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0
+        self,
+        net: Network,
+        solver: Solver,
+        seed: int = 0,
+        loss: str | Loss = "cross_entropy",
+        label_smoothing: float = 0.0,
     ):
         """Bind network, solver and loss; ``seed`` is of the noise that trains the feedback."""
         super().__init__(net, loss, label_smoothing)
         self.solver = solver
         device = next(net.parameters()).device
-        self._trained = {name: la for name, la in zip(net.names, net.layers, strict=True) if la.has_feedback}
+        self._trained = {
+            name: la for name, la in zip(net.names, net.layers, strict=True) if la.has_feedback
+        }
         self.feedback_state = {name: Memory() for name in self._trained}
-        self.generators = {name: generator_on(device, seed, i) for i, name in enumerate(self._trained)}
+        self.generators = {
+            name: generator_on(device, seed, i) for i, name in enumerate(self._trained)
+        }
         self._sharing = Sharing(self.ranks, self._trained)
         self._tracking = Tracking(net) if solver.tracking else None
         self.trace, self.descend = net.trace, net.descend
@@ -61,9 +70,13 @@ class Local(Algorithm):
             if self._sharing.mine(name):
                 memory = self.feedback_state[name], self.generators[name]
                 with beside.piece(), self._sharing.timed(name, device):
-                    reports[name] = self.solver.train(index, *traces[name], *memory, self.ranks.data)
+                    reports[name] = self.solver.train(
+                        index, *traces[name], *memory, self.ranks.data
+                    )
         beside.join()
-        self._sharing.exchange(self._trained, [name for name, report in reports.items() if report.iterations])
+        self._sharing.exchange(
+            self._trained, [name for name, report in reports.items() if report.iterations]
+        )
         if self._sharing.measured:
             memory = self.state_dict()
             self._sharing.assign_anew()
@@ -86,8 +99,16 @@ class Local(Algorithm):
         feedback, generators = {}, {}
         for memories, states in self.ranks.layers.gather(
             (
-                {n: memory.state_dict(device) for n, memory in self.feedback_state.items() if self._sharing.mine(n)},
-                {n: generator.get_state() for n, generator in self.generators.items() if self._sharing.mine(n)},
+                {
+                    n: memory.state_dict(device)
+                    for n, memory in self.feedback_state.items()
+                    if self._sharing.mine(n)
+                },
+                {
+                    n: generator.get_state()
+                    for n, generator in self.generators.items()
+                    if self._sharing.mine(n)
+                },
             )
         ):
             feedback |= memories

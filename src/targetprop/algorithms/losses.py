@@ -31,12 +31,16 @@ def loss_function(loss: str | Loss, label_smoothing: float = 0.0) -> Loss:
         return mean_squared_error
     if callable(loss):
         return loss
-    raise ValueError(f"unknown loss '{loss}'; choose 'cross_entropy', 'mse' or give a function of (logits, y).")
+    raise ValueError(
+        f"unknown loss '{loss}'; choose 'cross_entropy', 'mse' or give a function of (logits, y)."
+    )
 
 
 def mean_squared_error(logits: Tensor, y: Tensor) -> Tensor:
     """Mean of (logits − y)² over batch and outputs; integer y count as one-hot."""
-    return F.mse_loss(logits, y if y.is_floating_point() else F.one_hot(y, logits.shape[-1]).to(logits))
+    return F.mse_loss(
+        logits, y if y.is_floating_point() else F.one_hot(y, logits.shape[-1]).to(logits)
+    )
 
 
 def output_error(loss: Loss, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +63,12 @@ def refuse_sum(loss: Loss, logits: Tensor, y: Tensor) -> None:
     try:
         with torch.no_grad():
             once, twice = (float(loss(torch.cat([logits] * n), torch.cat([y] * n))) for n in (1, 2))
-    except (RuntimeError, ValueError, TypeError, IndexError):  # a loss of a fixed number of samples cannot be asked
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+    ):  # a loss of a fixed number of samples cannot be asked
         return
     if abs(twice - 2 * once) < 1e-3 * abs(once) and abs(once) > 0:
         raise ValueError(

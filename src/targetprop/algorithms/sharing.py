@@ -32,7 +32,9 @@ class Sharing:
     def __init__(self, ranks: Ranks, layers: Mapping[str, Layer]):
         """Share ``layers``, those with feedback, by name, out over ``ranks.layers``."""
         self.ranks = ranks
-        self.owners = assign({name: layer.omega.numel() for name, layer in layers.items()}, ranks.layers.size)
+        self.owners = assign(
+            {name: layer.omega.numel() for name, layer in layers.items()}, ranks.layers.size
+        )
         self._batches = 0
         self._seconds: dict[str, float] = {}
 
@@ -60,7 +62,9 @@ class Sharing:
         if group.size == 1:
             return
         for source, names in enumerate(group.gather(list(changed))):
-            group.broadcast_(source, *(p.data for name in names for p in layers[name].feedback_parameters()))
+            group.broadcast_(
+                source, *(p.data for name in names for p in layers[name].feedback_parameters())
+            )
         self._batches += 1
 
     @property

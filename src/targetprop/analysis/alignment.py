@@ -62,7 +62,9 @@ def distance(reference: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def jacobian_mismatch(layer: Layer, trace: Trace, probes: int = 4, generator: Generator | None = None) -> float:
+def jacobian_mismatch(
+    layer: Layer, trace: Trace, probes: int = 4, generator: Generator | None = None
+) -> float:
     """‖J_G − J_Fᵀ‖_F/‖J_F‖_F of a layer, averaged over the batch, by probes of its output.
 
     For white η, E‖(J_G − J_Fᵀ)η‖² is the squared Frobenius norm, so no Jacobian is formed. J_G η is the
@@ -81,8 +83,12 @@ def jacobian_mismatch(layer: Layer, trace: Trace, probes: int = 4, generator: Ge
     for _ in range(probes):
         h = noise_like(trace.output, generator)
         zero = torch.zeros_like(h)
-        lifted = torch.func.jvp(lambda d: layer.stage.difference(trace.saved, trace.kept, d), (zero,), (h,))[1]
-        forward = layer.map.transpose(layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape)
+        lifted = torch.func.jvp(
+            lambda d: layer.stage.difference(trace.saved, trace.kept, d), (zero,), (h,)
+        )[1]
+        forward = layer.map.transpose(
+            layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape
+        )
         error += (layer.feed_back(lifted, trace.input.shape) - forward).square().sum().item()
         norm += forward.square().sum().item()
     return (error / norm) ** 0.5 if norm > 0 else float("nan")
@@ -115,7 +121,9 @@ def backprop_gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> l
     thetas = [layer.theta for layer in net.layers]
     learning = [theta for theta in thetas if theta.requires_grad]
     found = dict(zip(map(id, learning), torch.autograd.grad(loss, learning), strict=True))
-    gradients = [found.get(id(theta), torch.zeros_like(theta)) for theta in thetas]  # 0 of a frozen layer
+    gradients = [
+        found.get(id(theta), torch.zeros_like(theta)) for theta in thetas
+    ]  # 0 of a frozen layer
     algo.ranks.data.mean_(*gradients)
     return gradients
 
@@ -127,20 +135,28 @@ def size(reference: Tensor, other: Tensor) -> float:
 
 def update_alignment(updates: list[Tensor], gradients: list[Tensor]) -> list[tuple[float, float]]:
     """(angle in degrees, relative distance) of every update to its gradient."""
-    return [(angle(g, u).item(), distance(g, u).item()) for u, g in zip(updates, gradients, strict=True)]
+    return [
+        (angle(g, u).item(), distance(g, u).item()) for u, g in zip(updates, gradients, strict=True)
+    ]
 
 
 def standing_updates(net: Network) -> list[Tensor]:
     """Every layer's ``.grad`` of θ as it stands; zeros where there is none."""
-    return [torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers]
+    return [
+        torch.zeros_like(la.theta) if la.theta.grad is None else la.theta.grad for la in net.layers
+    ]
 
 
-def alignment_of_grad(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> list[tuple[float, float]]:
+def alignment_of_grad(
+    net: Network, algo: Algorithm, x: Tensor, y: Tensor
+) -> list[tuple[float, float]]:
     """(angle in degrees, relative distance) of each layer's ``.grad`` of θ, as it stands, to the backprop gradient."""
     return update_alignment(standing_updates(net), backprop_gradients(net, algo, x, y))
 
 
-def alignment(net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int = 4) -> dict[str, LayerAlignment]:
+def alignment(
+    net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int = 4
+) -> dict[str, LayerAlignment]:
     """The alignment of every update to the backprop gradient, and of feedback to forward weights. Nothing is changed.
 
     ``alignment(net, algo, x, y)``, net made by ``targetprop.pair``: every layer on the batch (x, y), at the update that
@@ -180,7 +196,11 @@ def alignment(net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int 
         sizes = [size(g, u) for g, u in zip(wanted, updates, strict=True)]
         aligned = zip(net.names, net.layers, update_alignment(updates, wanted), sizes, strict=True)
         with torch.no_grad():
-            traces = dict(zip(net.names, (trace for _, trace in net.leaf_traces(net.trace(x)[1])), strict=True))
+            traces = dict(
+                zip(
+                    net.names, (trace for _, trace in net.leaf_traces(net.trace(x)[1])), strict=True
+                )
+            )
         result = {}
         for name, layer, pair, relative in aligned:
             if not layer.has_feedback:
@@ -194,7 +214,10 @@ def alignment(net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int 
 
 
 def attached_alignment(
-    model: nn.Module, feedback: Feedback | None, loss_fn: Callable[..., Tensor], peers: Group = ALONE
+    model: nn.Module,
+    feedback: Feedback | None,
+    loss_fn: Callable[..., Tensor],
+    peers: Group = ALONE,
 ) -> dict[str, LayerAlignment]:
     """See :func:`alignment`: the case of attached models, or of a plain one; ``peers`` have the other parts of the batch.
 
@@ -202,16 +225,23 @@ def attached_alignment(
         TypeError: ``loss_fn`` makes no loss with a graph.
 
     """
-    learned = {name: p for name, p in model.named_parameters() if p.requires_grad and not is_feedback(name)}
+    learned = {
+        name: p for name, p in model.named_parameters() if p.requires_grad and not is_feedback(name)
+    }
     arguments = (model,) if takes_one(loss_fn) else ()
 
     def gradients() -> list[Tensor]:
         with unchanged(model), torch.enable_grad():
             loss = loss_fn(*arguments)
             if not isinstance(loss, Tensor) or not loss.requires_grad:
-                raise TypeError("loss_fn must compute a loss with a graph: a scalar tensor that needs a gradient.")
+                raise TypeError(
+                    "loss_fn must compute a loss with a graph: a scalar tensor that needs a gradient."
+                )
             found = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
-        full = [torch.zeros_like(p) if g is None else g for p, g in zip(learned.values(), found, strict=True)]
+        full = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(learned.values(), found, strict=True)
+        ]
         peers.mean_(*full)
         return full
 
@@ -222,11 +252,17 @@ def attached_alignment(
         wanted = gradients()
     sites: dict[int, list[Site]] = {}
     found = feedback.mismatch() if feedback and not feedback.rule.direct else {}
-    for site in feedback.sites if feedback and feedback.rule.own_feedback and not feedback.rule.direct else ():
+    for site in (
+        feedback.sites
+        if feedback and feedback.rule.own_feedback and not feedback.rule.direct
+        else ()
+    ):
         if site.theta is not None and site.omega is not None:
             sites.setdefault(id(site.theta), []).append(site)
     result = {}
-    for i, ((name, parameter), pair) in enumerate(zip(learned.items(), update_alignment(updates, wanted), strict=True)):
+    for i, ((name, parameter), pair) in enumerate(
+        zip(learned.items(), update_alignment(updates, wanted), strict=True)
+    ):
         relative, maps = size(wanted[i], updates[i]), sites.get(id(parameter), [])
         if not maps:
             result[name] = LayerAlignment(*pair, update_size=relative)
@@ -249,7 +285,9 @@ def takes_one(function: Callable[..., Any]) -> bool:
     return True
 
 
-def algorithm_alignment(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> dict[str, LayerAlignment]:
+def algorithm_alignment(
+    net: nn.Module, algo: Attached, x: Tensor, y: Tensor
+) -> dict[str, LayerAlignment]:
     """See :func:`alignment`: the case of an algorithm on a plain module."""
     algo.ready(x)
     loss = partial(batch_loss, algo=algo, x=x, y=y)
@@ -264,7 +302,11 @@ def batch_loss(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> Tensor:
 
 def attached_angles(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> dict[str, float]:
     """Angle of every weight's update to the backprop gradient, for algorithms on plain modules; backpropagation's are 0."""
-    weights = {name: p for name, p in net.named_parameters() if p.requires_grad and p.dim() > 1 and not is_feedback(name)}
+    weights = {
+        name: p
+        for name, p in net.named_parameters()
+        if p.requires_grad and p.dim() > 1 and not is_feedback(name)
+    }
     weights = list(named_by_layer(net, weights))
     if algo.rule is None:
         return dict.fromkeys(weights, 0.0)

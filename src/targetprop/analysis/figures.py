@@ -46,9 +46,19 @@ def draw_cost(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
             most = max(row["angle_max"], mean)
             marker = "osD^v"[i // 10 % 5]
             ax.errorbar(
-                row["ratio"], mean, [[0], [most - mean]], marker=marker, capsize=3, color=f"C{i}", label=row["contender"]
+                row["ratio"],
+                mean,
+                [[0], [most - mean]],
+                marker=marker,
+                capsize=3,
+                color=f"C{i}",
+                label=row["contender"],
             )
-        ax.set(title=title, xlabel="time per step / backprop's", ylabel="angle to backprop, mean and largest (degrees)")
+        ax.set(
+            title=title,
+            xlabel="time per step / backprop's",
+            ylabel="angle to backprop, mean and largest (degrees)",
+        )
         ax.set_yscale("log")
         if any(row["ratio"] > 5 for row in measured):
             ax.set_xscale("log")
@@ -67,14 +77,26 @@ def draw_scaling(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """
     from matplotlib.ticker import LogLocator
 
-    measured = {row["memory"] is not None for points in results.values() for point in points for row in point["rows"]}
-    shown = (("ms", "ms per step"), ("memory", "peak memory (MiB)"))[: 2 if measured == {True} else 1]
+    measured = {
+        row["memory"] is not None
+        for points in results.values()
+        for point in points
+        for row in point["rows"]
+    }
+    shown = (("ms", "ms per step"), ("memory", "peak memory (MiB)"))[
+        : 2 if measured == {True} else 1
+    ]
     figure, axes = panels(len(results), len(shown))
     for column, (axis, points) in enumerate(results.items()):
         for row, (key, label) in enumerate(shown):
             ax = axes[row][column]
             for i, name in enumerate(("backprop", "L-DRL")):
-                ax.plot([p["value"] for p in points], [p["rows"][i][key] for p in points], marker="o", label=name)
+                ax.plot(
+                    [p["value"] for p in points],
+                    [p["rows"][i][key] for p in points],
+                    marker="o",
+                    label=name,
+                )
             ax.set(xlabel=axis, ylabel=label, xscale="log", yscale="log")
             ax.minorticks_off()
             ax.set_xticks([p["value"] for p in points], [f"{p['value']:g}" for p in points])
@@ -93,24 +115,48 @@ def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
         path: of the PNG or PDF to write.
 
     """
-    angled = [label for label, rows in runs.items() if any(max(row.get("angle", {"": 0}).values()) > 1e-3 for row in rows)]
+    angled = [
+        label
+        for label, rows in runs.items()
+        if any(max(row.get("angle", {"": 0}).values()) > 1e-3 for row in rows)
+    ]
     figure, (axes,) = panels(2 + len(angled))
     for label, rows in runs.items():
         train = [row for row in rows if row["kind"] == "train"]
         window = max(1, len(train) // 40)
-        axes[0].plot([row["step"] for row in train], smoothed([row["loss"] for row in train], window), label=label)
+        axes[0].plot(
+            [row["step"] for row in train],
+            smoothed([row["loss"] for row in train], window),
+            label=label,
+        )
         scored = [row for row in rows if row["kind"] == "validation"]
         shown = scored or train
         values = [100 * row["accuracy"] for row in shown]
-        axes[1].plot([row["step"] for row in shown], values if scored else smoothed(values, window), label=label, marker=".")
+        axes[1].plot(
+            [row["step"] for row in shown],
+            values if scored else smoothed(values, window),
+            label=label,
+            marker=".",
+        )
     axes[0].set(title="training loss", xlabel="step", ylabel="loss")
     validated = any(row["kind"] == "validation" for rows in runs.values() for row in rows)
-    axes[1].set(title="accuracy", xlabel="step", ylabel=f"{'validation' if validated else 'training'} accuracy (%)")
+    axes[1].set(
+        title="accuracy",
+        xlabel="step",
+        ylabel=f"{'validation' if validated else 'training'} accuracy (%)",
+    )
     for ax, label in zip(axes[2:], angled, strict=True):
         measured = [row for row in runs[label] if row.get("angle")]
         for name in measured[0]["angle"]:
-            ax.plot([row["step"] for row in measured], [row["angle"][name] for row in measured], label=name, marker=".")
-        ax.set(title=f"{label}: update vs backprop gradient", xlabel="step", ylabel="angle (degrees)")
+            ax.plot(
+                [row["step"] for row in measured],
+                [row["angle"][name] for row in measured],
+                label=name,
+                marker=".",
+            )
+        ax.set(
+            title=f"{label}: update vs backprop gradient", xlabel="step", ylabel="angle (degrees)"
+        )
         ax.set_ylim(bottom=0)
     for ax in axes:
         ax.grid(alpha=0.3)
@@ -181,12 +227,20 @@ def draw_panels(shown: Sequence[Panel], paths: Sequence[Path], columns: int = 2)
                 low = [a - b for a, b in zip(line.y, line.spread, strict=True)]
                 high = [a + b for a, b in zip(line.y, line.spread, strict=True)]
                 ax.fill_between(line.x, low, high, color=colours[line.label], alpha=0.2, lw=0)
-        ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel, xscale=panel.xscale, yscale=panel.yscale)
+        ax.set(
+            title=panel.title,
+            xlabel=panel.xlabel,
+            ylabel=panel.ylabel,
+            xscale=panel.xscale,
+            yscale=panel.yscale,
+        )
         if panel.floor is not None:
             ax.set_ylim(bottom=panel.floor, top=1.1 * max(max(line.y) for line in panel.lines))
         ax.grid(alpha=0.3)
     if len(shown) > 1 and set(labels) == {line.label for line in shown[0].lines}:
-        figure.legend(*flat[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+        figure.legend(
+            *flat[0].get_legend_handles_labels(), loc="outside right center", fontsize="small"
+        )
     else:
         for ax in flat[: len(shown)]:
             ax.legend(fontsize="small")
@@ -218,9 +272,24 @@ def draw_bars(
     for i, (label, heights) in enumerate(bars.items()):
         places = [g + (i - (len(bars) - 1) / 2) * width for g in range(len(groups))]
         hatch = "//" if i >= 10 else None
-        ax.bar(places, heights, width, yerr=errors[label], capsize=2, label=label, color=f"C{i % 10}", hatch=hatch)
+        ax.bar(
+            places,
+            heights,
+            width,
+            yerr=errors[label],
+            capsize=2,
+            label=label,
+            color=f"C{i % 10}",
+            hatch=hatch,
+        )
         if label in published:
-            ax.hlines(published[label], [p - width / 2 for p in places], [p + width / 2 for p in places], color="black", lw=2)
+            ax.hlines(
+                published[label],
+                [p - width / 2 for p in places],
+                [p + width / 2 for p in places],
+                color="black",
+                lw=2,
+            )
     if published:
         ax.plot([], [], color="black", lw=2, label="published")
     ax.set_xticks(range(len(groups)), groups)

@@ -46,10 +46,15 @@ HEADINGS = ("run", "algorithm", "test accuracy", "time per step", "mean angle to
 def angle_summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """The largest and the mean angle of all layers over the metric rows of a run that have them; None where none has."""
     angles = [angle for row in rows for angle in row.get("angle", {}).values()]
-    return {"angle_max": max(angles, default=None), "angle_mean": sum(angles) / len(angles) if angles else None}
+    return {
+        "angle_max": max(angles, default=None),
+        "angle_mean": sum(angles) / len(angles) if angles else None,
+    }
 
 
-def summarise(label: str, config: dict[str, Any], rows: list[dict[str, Any]], result: dict[str, Any] | None) -> RunSummary:
+def summarise(
+    label: str, config: dict[str, Any], rows: list[dict[str, Any]], result: dict[str, Any] | None
+) -> RunSummary:
     """The line of a run from its configuration, metric rows and result."""
     name = config["algorithm"]["name"] + (f" ({s})" if (s := config["algorithm"]["solver"]) else "")
     train = [row for row in rows if row["kind"] == "train"]

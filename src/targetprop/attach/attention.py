@@ -23,11 +23,20 @@ class AttachedAttention(Attached):
         """As the plain module: softmax(QKᵀ/√d) V over heads, with autograd's derivative."""
         if self._feedback.exact or not torch.is_grad_enabled():
             return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+                query,
+                key,
+                value,
+                key_padding_mask,
+                need_weights,
+                attn_mask,
+                average_attn_weights,
+                is_causal,
             )
         refuse_export()
         if any(x.is_nested for x in (query, key, value)):
-            raise TypeError("MultiheadAttention with feedback takes padded tensors, got nested ones; pad them to one length.")
+            raise TypeError(
+                "MultiheadAttention with feedback takes padded tensors, got nested ones; pad them to one length."
+            )
         batched = query.dim() == 3
         if not batched:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
@@ -38,7 +47,11 @@ class AttachedAttention(Attached):
         heads, size = self.num_heads, self.embed_dim // self.num_heads
 
         key_padding_mask = F._canonical_mask(
-            key_padding_mask, "key_padding_mask", F._none_or_dtype(attn_mask), "attn_mask", query.dtype
+            key_padding_mask,
+            "key_padding_mask",
+            F._none_or_dtype(attn_mask),
+            "attn_mask",
+            query.dtype,
         )
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
@@ -60,19 +73,33 @@ class AttachedAttention(Attached):
         k, v = (x.reshape(x.shape[0], batch * heads, size).transpose(0, 1) for x in (k, v))
         if self.add_zero_attn:
             zero = (batch * heads, 1, size)
-            k, v, added = torch.cat([k, k.new_zeros(zero)], 1), torch.cat([v, v.new_zeros(zero)], 1), added + 1
+            k, v, added = (
+                torch.cat([k, k.new_zeros(zero)], 1),
+                torch.cat([v, v.new_zeros(zero)], 1),
+                added + 1,
+            )
         if added:
             attn_mask = None if attn_mask is None else F.pad(attn_mask, (0, added))
-            key_padding_mask = None if key_padding_mask is None else F.pad(key_padding_mask, (0, added))
+            key_padding_mask = (
+                None if key_padding_mask is None else F.pad(key_padding_mask, (0, added))
+            )
         if key_padding_mask is not None:
-            spread = key_padding_mask.view(batch, 1, 1, -1).expand(-1, heads, -1, -1).reshape(batch * heads, 1, -1)
+            spread = (
+                key_padding_mask.view(batch, 1, 1, -1)
+                .expand(-1, heads, -1, -1)
+                .reshape(batch * heads, 1, -1)
+            )
             attn_mask = spread if attn_mask is None else attn_mask + spread
         dropout = self.dropout if self.training else 0.0
 
         weights = None
         if need_weights:
             scaled = q * math.sqrt(1.0 / size)
-            scores = torch.bmm(scaled, k.mT) if attn_mask is None else torch.baddbmm(attn_mask, scaled, k.mT)
+            scores = (
+                torch.bmm(scaled, k.mT)
+                if attn_mask is None
+                else torch.baddbmm(attn_mask, scaled, k.mT)
+            )
             weights = F.softmax(scores, -1)
             if dropout > 0.0:
                 weights = F.dropout(weights, dropout)
@@ -81,13 +108,21 @@ class AttachedAttention(Attached):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             if attn_mask is not None:
-                attn_mask = attn_mask.unsqueeze(0) if attn_mask.shape[0] == 1 else attn_mask.view(batch, heads, -1, k.shape[1])
+                attn_mask = (
+                    attn_mask.unsqueeze(0)
+                    if attn_mask.shape[0] == 1
+                    else attn_mask.view(batch, heads, -1, k.shape[1])
+                )
             q, k, v = (x.view(batch, heads, -1, size) for x in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal)
             out = out.permute(2, 0, 1, 3).reshape(length, batch, self.embed_dim)
-        if self._feedback.direct and self.batch_first and batched:  # an error finds its sample in the first dimension
+        if (
+            self._feedback.direct and self.batch_first and batched
+        ):  # an error finds its sample in the first dimension
             return self.out_proj(out.transpose(0, 1)), weights
-        out = self.out_proj(out)  # laid out as the plain module has it, by which a dropout that follows draws its numbers
+        out = self.out_proj(
+            out
+        )  # laid out as the plain module has it, by which a dropout that follows draws its numbers
         if not batched:
             return out.squeeze(1), None if weights is None else weights.squeeze(0)
         return (out.transpose(0, 1) if self.batch_first else out), weights
@@ -102,9 +137,17 @@ class AttachedAttention(Attached):
         if not (x.requires_grad or transformed()):
             return F.linear(x, weight, bias)
         if self._feedback.rule.direct:
-            x = x.transpose(0, 1) if self.batch_first else x  # as the user's model lays them, for an error to find its sample
-            y = self._direct(F.linear(x.detach(), weight, bias), x, f"{letter}_proj_feedback_weight")
+            x = (
+                x.transpose(0, 1) if self.batch_first else x
+            )  # as the user's model lays them, for an error to find its sample
+            y = self._direct(
+                F.linear(x.detach(), weight, bias), x, f"{letter}_proj_feedback_weight"
+            )
             return y.transpose(0, 1) if self.batch_first else y
         if not packed:
-            return function.linear(x, weight, bias, self._sent(weight, f"{letter}_proj_feedback_weight"))
-        return function.linear(x, weight, bias, self._sent(self.in_proj_weight, "in_proj_feedback_weight")[part])
+            return function.linear(
+                x, weight, bias, self._sent(weight, f"{letter}_proj_feedback_weight")
+            )
+        return function.linear(
+            x, weight, bias, self._sent(self.in_proj_weight, "in_proj_feedback_weight")[part]
+        )

@@ -61,7 +61,9 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Call ``func`` and look at what it used."""
         out = func(*args, **(kwargs or {}))
-        hidden = not torch.is_grad_enabled()  # within an attached map, or nothing to send, or another autograd.Function
+        hidden = (
+            not torch.is_grad_enabled()
+        )  # within an attached map, or nothing to send, or another autograd.Function
         tensors = list(tensors_in([args, kwargs]))
         if any(id(t) in self.data for t in tensors):
             for made in tensors_in([out]):
@@ -72,11 +74,15 @@ class Watch(TorchFunctionMode):
             return out
         others = [t for t in tensors if id(t) not in self.names and id(t) not in self.constants]
         name = getattr(func, "__name__", "").removeprefix("linalg_")
-        if name in PRODUCTS and any(t.requires_grad or hidden or is_batchedtensor(t) for t in others):
+        if name in PRODUCTS and any(
+            t.requires_grad or hidden or is_batchedtensor(t) for t in others
+        ):
             for source, tensor in sources:
                 if tensor.dim() > 1:
                     self.found.setdefault(source, name)
-        elif all(is_constant(t, self.data) for t in others):  # made of weights and constants: a weight under another name
+        elif all(
+            is_constant(t, self.data) for t in others
+        ):  # made of weights and constants: a weight under another name
             for made in tensors_in([out]):
                 if made.is_floating_point() and id(made) not in self.names:
                     self.names[id(made)] = sources[0][0]
@@ -104,7 +110,11 @@ APPLY = Function.apply.__func__.__code__
 
 def is_constant(tensor: Tensor, data: set[int]) -> bool:
     """Whether a tensor is neither a signal nor made of data, nor places in a table: a mask, an identity, a scale."""
-    return not tensor.requires_grad and id(tensor) not in data and (tensor.is_floating_point() or tensor.dtype == torch.bool)
+    return (
+        not tensor.requires_grad
+        and id(tensor) not in data
+        and (tensor.is_floating_point() or tensor.dtype == torch.bool)
+    )
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -130,8 +140,13 @@ def refused(model: nn.Module, ignored: Iterable[str] = ()) -> list[str]:
 
 def sentences(found: dict[str, str]) -> list[str]:
     """A sentence for every parameter that a pass multiplied by outside a map."""
-    remedy = "use it through a module such as nn.Linear, or register its module with targetprop.register"
-    return [f"'{name}' is multiplied by {function} outside a map: {remedy}" for name, function in found.items()]
+    remedy = (
+        "use it through a module such as nn.Linear, or register its module with targetprop.register"
+    )
+    return [
+        f"'{name}' is multiplied by {function} outside a map: {remedy}"
+        for name, function in found.items()
+    ]
 
 
 def report(problems: Sequence[str], strict: bool) -> None:
@@ -169,7 +184,12 @@ class FirstPass:
         """Begin to watch."""
         if self.link.handle is None:  # a copy of the model
             self.remove()
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact or self.done:
+        if (
+            torch.compiler.is_compiling()
+            or not torch.is_grad_enabled()
+            or self.link.exact
+            or self.done
+        ):
             return
         if self.watch is not None:  # of a pass that was interrupted
             self.watch.__exit__(None, None, None)
@@ -189,7 +209,9 @@ class FirstPass:
 
     def stepped(self, weights: Iterable[Tensor | None]) -> None:
         """A step was made. With gradients, though the model's own forward never ran eagerly, its other products are unseen."""
-        if self.done or not any(weight is not None and weight.grad is not None for weight in weights):
+        if self.done or not any(
+            weight is not None and weight.grad is not None for weight in weights
+        ):
             return
         self.remove()
         text = (
@@ -214,7 +236,12 @@ Call = tuple[Attached, bool, Any]
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Within it a pass leaves no trace: buffers, random numbers and gradients are as before after it."""
-    buffers = [(m, key, b, b.detach().clone()) for m in model.modules() for key, b in m._buffers.items() if b is not None]
+    buffers = [
+        (m, key, b, b.detach().clone())
+        for m in model.modules()
+        for key, b in m._buffers.items()
+        if b is not None
+    ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng([d.index for d in devices]):
@@ -246,7 +273,9 @@ def refuse_other(module: Attached, x: Tensor) -> None:
     )
 
 
-def example_pass(model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]) -> tuple[Watch, list[Call]]:
+def example_pass(
+    model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]
+) -> tuple[Watch, list[Call]]:
     """One pass of the example inputs: what it used outside the maps, and the attached modules in order of their calls."""
     calls: list[Call] = []
 
@@ -260,12 +289,20 @@ def example_pass(model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]
             read = given[:1]
         shapes = [value.shape for value in read], first.shape
         # Without gradients nothing tells what a call needs: reentrant checkpointing runs its segments so.
-        calls.append((module, not torch.is_grad_enabled() or any(value.requires_grad for value in given), shapes))
+        calls.append(
+            (
+                module,
+                not torch.is_grad_enabled() or any(value.requires_grad for value in given),
+                shapes,
+            )
+        )
         if module._feedback_kind == "registered":
             refuse_other(module, given[0].detach())
 
     handles = [
-        module.register_forward_hook(seen, with_kwargs=True) for module in model.modules() if isinstance(module, Attached)
+        module.register_forward_hook(seen, with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, Attached)
     ]
     try:
         with unchanged(model), torch.enable_grad(), Watch(model, ignored, inputs) as watch:

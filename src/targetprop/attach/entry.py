@@ -75,7 +75,9 @@ def attach(
 
     """
     chosen = rule_of(rule)
-    model = getattr(model, "_orig_mod", model)  # of torch.compile, which compiles anew what has changed
+    model = getattr(
+        model, "_orig_mod", model
+    )  # of torch.compile, which compiles anew what has changed
     if gains not in ("exact", "learned"):
         raise ValueError(f"gains={gains!r} is neither 'exact' nor 'learned'.")
     if beta is not None and not beta > 0:
@@ -91,12 +93,36 @@ def attach(
             "would change nothing; attach the nn.Sequential that it was made of."
         )
     if any(isinstance(module, Attached) for module in model.modules()):
-        given = {"only": only, "skip": skip, "beta": beta, "gains": None if gains == "exact" else gains}
-        return adopted(model, chosen, solver, seed, {name: value for name, value in given.items() if value is not None})
-    return Feedback(model, example_inputs, chosen, solver_of(solver, chosen), seed, only, skip, gains, beta, strict)
+        given = {
+            "only": only,
+            "skip": skip,
+            "beta": beta,
+            "gains": None if gains == "exact" else gains,
+        }
+        return adopted(
+            model,
+            chosen,
+            solver,
+            seed,
+            {name: value for name, value in given.items() if value is not None},
+        )
+    return Feedback(
+        model,
+        example_inputs,
+        chosen,
+        solver_of(solver, chosen),
+        seed,
+        only,
+        skip,
+        gains,
+        beta,
+        strict,
+    )
 
 
-def adopted(model: nn.Module, rule: Rule, solver: Any, seed: int, given: dict[str, Any]) -> Feedback:
+def adopted(
+    model: nn.Module, rule: Rule, solver: Any, seed: int, given: dict[str, Any]
+) -> Feedback:
     """A handle for a model that is attached already, as a copied or unpickled one is; its ω stay.
 
     Raises:
@@ -111,7 +137,12 @@ def adopted(model: nn.Module, rule: Rule, solver: Any, seed: int, given: dict[st
     left_out = {name for link in links_of(model) for name in link.left_out}
     for name, module in model.named_modules():
         kind = kind_of(module)
-        if kind and kind.name not in ("norm", "activation") and not isinstance(module, Attached) and name not in left_out:
+        if (
+            kind
+            and kind.name not in ("norm", "activation")
+            and not isinstance(module, Attached)
+            and name not in left_out
+        ):
             raise ValueError(
                 f"a part of the model is attached already but '{name}' ({type(module).__name__}) is not; call detach() of the "
                 "part's feedback first, then attach the whole."
@@ -126,7 +157,9 @@ def adopted(model: nn.Module, rule: Rule, solver: Any, seed: int, given: dict[st
                 f"the model is attached by {link.rule} already, got {rule}; call detach() of its feedback first, or attach by "
                 "the same rule."
             )
-    return Feedback(model, (), rule, solver_of(solver, rule), seed, None, None, "exact", None, False)
+    return Feedback(
+        model, (), rule, solver_of(solver, rule), seed, None, None, "exact", None, False
+    )
 
 
 def solver_of(solver: Any, rule: Rule) -> Any:
@@ -142,7 +175,9 @@ def solver_of(solver: Any, rule: Rule) -> Any:
     able = [name for name, kind in SOLVERS.items() if issubclass(kind, ProbeSolver)]
     if isinstance(solver, str):
         if solver not in able:
-            raise ValueError(f"unknown solver {solver!r} of attached maps; known are {', '.join(able)}.")
+            raise ValueError(
+                f"unknown solver {solver!r} of attached maps; known are {', '.join(able)}."
+            )
         solver = SOLVERS[solver]()
     if not isinstance(solver, ProbeSolver):
         raise ValueError(
@@ -150,8 +185,12 @@ def solver_of(solver: Any, rule: Rule) -> Any:
             f"take {', '.join(able)}."
         )
     if isinstance(own, Fixed) and not isinstance(solver, Fixed):
-        raise ValueError(f"rule={rule.name!r} does not learn ω, so it takes no solver, got {type(solver).__name__}.")
-    if rule.name != "ldrl" and (not isinstance(solver, type(own)) or solver.tracking != own.tracking):
+        raise ValueError(
+            f"rule={rule.name!r} does not learn ω, so it takes no solver, got {type(solver).__name__}."
+        )
+    if rule.name != "ldrl" and (
+        not isinstance(solver, type(own)) or solver.tracking != own.tracking
+    ):
         raise ValueError(
             f"rule={rule.name!r} learns ω by {own}, got {solver}, which makes another rule of it; use rule='ldrl' for that."
         )

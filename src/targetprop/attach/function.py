@@ -57,7 +57,9 @@ def needs_gradient(x: Tensor) -> bool:
         if x.requires_grad:
             return True
         x = get_unwrapped(x)
-    return x.requires_grad or any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ())
+    return x.requires_grad or any(
+        level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()
+    )
 
 
 class _Linear(Function):
@@ -107,7 +109,9 @@ class _Convolution(Function):
         (e,) = signals
         x, omega = ctx.saved_tensors
         mask = [bool(need) for need in ctx.needs_input_grad[:3]]
-        down, weight, bias = aten.convolution_backward(e, x, omega.to(e.dtype), ctx.biases, *ctx.geometry, mask)
+        down, weight, bias = aten.convolution_backward(
+            e, x, omega.to(e.dtype), ctx.biases, *ctx.geometry, mask
+        )
         return down, weight, bias, None, None, None, None, None, None, None
 
 
@@ -142,7 +146,11 @@ class _Gain(Function):
         (e,) = signals
         x, omega = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        return e * omega if needs[0] else None, (e * x).sum_to_size(omega.shape) if needs[1] else None, None
+        return (
+            e * omega if needs[0] else None,
+            (e * x).sum_to_size(omega.shape) if needs[1] else None,
+            None,
+        )
 
 
 def gain(x: Tensor, weight: Tensor, omega: Tensor) -> Tensor:
@@ -166,12 +174,22 @@ class _Bilinear(Function):
         x, omega = (value.detach().to(e.dtype) for value in ctx.saved_tensors)
         # Each vector-Jacobian product of a bilinear map is taken where its own argument does not matter: at 0.
         function, needs = ctx.function, ctx.needs_input_grad
-        down = torch.func.vjp(lambda v: function(v, omega), torch.zeros_like(x))[1](e)[0] if needs[0] else None
-        weight = torch.func.vjp(lambda w: function(x, w), torch.zeros_like(omega))[1](e)[0] if needs[1] else None
+        down = (
+            torch.func.vjp(lambda v: function(v, omega), torch.zeros_like(x))[1](e)[0]
+            if needs[0]
+            else None
+        )
+        weight = (
+            torch.func.vjp(lambda w: function(x, w), torch.zeros_like(omega))[1](e)[0]
+            if needs[1]
+            else None
+        )
         return down, weight, None, None
 
 
-def bilinear(x: Tensor, weight: Tensor, omega: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def bilinear(
+    x: Tensor, weight: Tensor, omega: Tensor, function: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """function(x, θ), linear in each, whose backward sends the transpose of x ↦ function(x, ω) down."""
     return run(_Bilinear, *autocast(x, weight), omega, function)
 
@@ -214,7 +232,9 @@ class _Error(Function):
         (e,) = signals
         link = ctx.link
         link.error = e.detach()
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: setattr(link, "error", None))  # when the pass ends
+        torch.autograd.Variable._execution_engine.queue_callback(
+            lambda: setattr(link, "error", None)
+        )  # when the pass ends
         return e, None
 
 
@@ -244,7 +264,11 @@ class _Direct(Function):
                 "direct feedback alignment met a signal before the error of the network's output: the loss does not depend on "
                 "the last map that the example inputs reached; attach with the inputs and the output that you train."
             )
-        rows = source.reshape(-1, source.shape[-1]) if is_positionwise(source.shape, ctx.shape) else source.flatten(1)
+        rows = (
+            source.reshape(-1, source.shape[-1])
+            if is_positionwise(source.shape, ctx.shape)
+            else source.flatten(1)
+        )
         return e, (rows @ omega.to(rows.dtype)).reshape(ctx.shape), None, None
 
 

@@ -15,7 +15,14 @@ from targetprop.rules import Rule
 from targetprop.seeds import mixed
 
 
-def grow(sites: Sequence[Site], rule: Rule, seed: int, shapes: Mapping[int, Any], last: Any, adopting: bool) -> None:
+def grow(
+    sites: Sequence[Site],
+    rule: Rule,
+    seed: int,
+    shapes: Mapping[int, Any],
+    last: Any,
+    adopting: bool,
+) -> None:
     """Give every map its ω; maps with one θ share one ω.
 
     Args:
@@ -30,7 +37,9 @@ def grow(sites: Sequence[Site], rule: Rule, seed: int, shapes: Mapping[int, Any]
     shared: dict[tuple, nn.Parameter] = {}
     for site in sites:
         if not rule.own_feedback or site.omega is not None:
-            if not adopting and type(rule).initial is not Rule.initial:  # a paired layer's own is no such draw
+            if (
+                not adopting and type(rule).initial is not Rule.initial
+            ):  # a paired layer's own is no such draw
                 fill(site.omega.data, site, rule, seed)
             continue
         weight = site.array()
@@ -59,11 +68,15 @@ def fill(omega: Tensor, site: Site, rule: Rule, seed: int) -> None:
         part.copy_(drawn)
 
 
-def direct(site: Site, rule: Rule, seed: int, shapes: Mapping[int, Any], error: torch.Size, like: Tensor) -> Tensor:
+def direct(
+    site: Site, rule: Rule, seed: int, shapes: Mapping[int, Any], error: torch.Size, like: Tensor
+) -> Tensor:
     """The ω of direct feedback: (numbers of an error, numbers of an input)."""
     inputs = shapes[id(site.module)][0] if id(site.module) in shapes else None
     if inputs is None:
-        raise ValueError(f"'{site.name}' was not reached by the example inputs, so its direct feedback has no shape.")
+        raise ValueError(
+            f"'{site.name}' was not reached by the example inputs, so its direct feedback has no shape."
+        )
     x = inputs["qkv".index(site.layout.suffix[0]) if site.layout.suffix else 0]
     per_position = is_positionwise(error, x)
     if not per_position and error[0] != x[0]:

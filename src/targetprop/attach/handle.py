@@ -63,8 +63,14 @@ class Feedback:
         try:
             coverage.report(coverage.refused(model, left_out), strict)
             reads, shapes, last = set(), {}, None
-            if (adopting or is_paired(model)) and rule.own_feedback:  # what only reads data was given no ω, and needs none
-                reads = {id(m) for m in self._modules.values() if not any(map(is_feedback, m._parameters))}
+            if (
+                adopting or is_paired(model)
+            ) and rule.own_feedback:  # what only reads data was given no ω, and needs none
+                reads = {
+                    id(m)
+                    for m in self._modules.values()
+                    if not any(map(is_feedback, m._parameters))
+                }
             if example_inputs:
                 reads, shapes, last = look(model, self._link, example_inputs, left_out, strict)
             else:
@@ -73,18 +79,30 @@ class Feedback:
             if rule.direct and last is not None:
                 self._broadcast = last.register_forward_hook(Broadcast(self._link))
             grow(self.sites, rule, seed, shapes, last, adopting)
-            self._undrawn = [] if adopting else [s for s in self.sites if s.omega is not None and s.omega.is_meta]
+            self._undrawn = (
+                []
+                if adopting
+                else [s for s in self.sites if s.omega is not None and s.omega.is_meta]
+            )
             if self._undrawn:
                 self._draw = model.register_forward_pre_hook(lambda *_: self._draw_late())
-            omegas = [name for name, p in model.named_parameters(remove_duplicate=False) if self._is_omega(p)]
+            omegas = [
+                name
+                for name, p in model.named_parameters(remove_duplicate=False)
+                if self._is_omega(p)
+            ]
             if omegas:
                 self._ignore([*self._ignored_before, *omegas])
             with torch.no_grad():
                 self.learning.begin(self._learners())
-            watched = next((s for s in self._learners() if s.theta is not None and not s.frozen), None)
+            watched = next(
+                (s for s in self._learners() if s.theta is not None and not s.frozen), None
+            )
             if watched is not None and (self._tracks or not isinstance(solver, Fixed)):
                 where = model if is_paired(model) else watched.module
-                self._reminder = tracking.Reminder(where, watched.module, watched.layout.weight, self._link)
+                self._reminder = tracking.Reminder(
+                    where, watched.module, watched.layout.weight, self._link
+                )
         except BaseException:
             self.detach()
             raise
@@ -132,14 +150,22 @@ class Feedback:
         seen = set()
         for site in self.sites:
             theta, omega = site.theta, site.omega
-            if theta is None or omega is None or not theta.requires_grad or id(omega) in seen or not self._tracks:
+            if (
+                theta is None
+                or omega is None
+                or not theta.requires_grad
+                or id(omega) in seen
+                or not self._tracks
+            ):
                 continue
             seen.add(id(omega))
             yield theta, omega
 
     @property
     def _tracks(self) -> bool:
-        return not self.rule.direct and (self.rule.tracks or getattr(self.solver, "tracking", False))
+        return not self.rule.direct and (
+            self.rule.tracks or getattr(self.solver, "tracking", False)
+        )
 
     def _tracked(self, site: Site) -> bool:
         """Whether a map's ω gets the increments of its θ: a followed optimizer moves both."""
@@ -238,8 +264,12 @@ class Feedback:
 
         """
         if self.rule.direct:
-            raise ValueError("direct feedback alignment sends errors past the maps: its ω have no θ to be compared with.")
-        return {site.name: site.mismatch(self.rule) for site in self.sites if site.omega is not None}
+            raise ValueError(
+                "direct feedback alignment sends errors past the maps: its ω have no θ to be compared with."
+            )
+        return {
+            site.name: site.mismatch(self.rule) for site in self.sites if site.omega is not None
+        }
 
     @property
     def papers(self) -> tuple[str, ...]:
@@ -265,7 +295,9 @@ class Feedback:
         """Give the model back as it was: its own classes, no ω; optimizers that followed lose ω and hooks."""
         for step in self._followed:
             step.remove()
-            tracking.leave(step.optimizer, [site.omega for site in self.sites if site.omega is not None])
+            tracking.leave(
+                step.optimizer, [site.omega for site in self.sites if site.omega is not None]
+            )
         self._followed = []
         for handle in (self._first, self._broadcast, self._reminder, self._draw):
             if handle is not None:
@@ -280,7 +312,9 @@ class Feedback:
 
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The model's ``state_dict`` without ω, which the plain model loads."""
-        return {name: value for name, value in self.model.state_dict().items() if not is_feedback(name)}
+        return {
+            name: value for name, value in self.model.state_dict().items() if not is_feedback(name)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered beside ω, which are in the model's own ``state_dict``: the solver's memory of every map."""

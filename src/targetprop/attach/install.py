@@ -24,7 +24,12 @@ Gains = Literal["exact", "learned"]
 
 
 def take(
-    model: nn.Module, rule: Rule, only: str | None, skip: str | None, gains: Gains, beta: float | None
+    model: nn.Module,
+    rule: Rule,
+    only: str | None,
+    skip: str | None,
+    gains: Gains,
+    beta: float | None,
 ) -> tuple[Link, dict[str, Attached], list[str]]:
     """Make a model's maps attached modules; where something is refused, or nothing found, the model is as it was.
 
@@ -34,7 +39,9 @@ def take(
     """
     before = next(iter(links_of(model)), None)
     if before is not None:
-        taken = {name: module for name, module in model.named_modules() if isinstance(module, Attached)}
+        taken = {
+            name: module for name, module in model.named_modules() if isinstance(module, Attached)
+        }
         for module in taken.values():
             module._feedback = before
         for module in model.modules():  # what watched the model that this one is a copy of
@@ -47,12 +54,22 @@ def take(
     try:
         for name, module in model.named_modules():
             parent = name.rpartition(".")[0]
-            unused = parent in left_out and isinstance(model.get_submodule(parent), nn.MultiheadAttention)
-            if unused or (only is not None and not re.search(only, name)) or (skip is not None and re.search(skip, name)):
+            unused = parent in left_out and isinstance(
+                model.get_submodule(parent), nn.MultiheadAttention
+            )
+            if (
+                unused
+                or (only is not None and not re.search(only, name))
+                or (skip is not None and re.search(skip, name))
+            ):
                 left_out.append(name)
                 continue
             kind = kind_of(module)
-            if kind is None or (kind.name == "norm" and gains == "exact") or (kind.name == "activation" and beta is None):
+            if (
+                kind is None
+                or (kind.name == "norm" and gains == "exact")
+                or (kind.name == "activation" and beta is None)
+            ):
                 continue
             if kind.name == "norm" and getattr(module, "weight", None) is None:
                 continue
@@ -91,7 +108,9 @@ def refuse_weights(name: str, module: nn.Module) -> None:
             f"'{name}' ({type(module).__name__}) has no shape yet; run one batch through the model before attach."
         )
     if any(p.is_complex() for p in own):
-        raise ValueError(f"'{name}' ({type(module).__name__}) has complex weights, which feedback does not serve; skip it.")
+        raise ValueError(
+            f"'{name}' ({type(module).__name__}) has complex weights, which feedback does not serve; skip it."
+        )
     known = module._parameters.get("feedback_weight")  # a layer that was paired keeps its own
     if known is not None and known.shape != getattr(module, "weight", known[..., None]).shape:
         raise ValueError(
@@ -99,7 +118,9 @@ def refuse_weights(name: str, module: nn.Module) -> None:
         )
 
 
-def refuse_idle(model: nn.Module, taken: Mapping[str, Attached], skip: str | None, beta: float | None) -> None:
+def refuse_idle(
+    model: nn.Module, taken: Mapping[str, Attached], skip: str | None, beta: float | None
+) -> None:
     """Refuse settings that would change nothing.
 
     Raises:
@@ -117,7 +138,11 @@ def refuse_idle(model: nn.Module, taken: Mapping[str, Attached], skip: str | Non
 
 
 def look(
-    model: nn.Module, link: Link, example_inputs: Sequence[Any], left_out: Sequence[str], strict: bool
+    model: nn.Module,
+    link: Link,
+    example_inputs: Sequence[Any],
+    left_out: Sequence[str],
+    strict: bool,
 ) -> tuple[set, dict, Any]:
     """What the example inputs show: the modules that only read data, shapes per module, the last map's module."""
     rule, link.rule = link.rule, rule_of("symmetric")  # no ω yet

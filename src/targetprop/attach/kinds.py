@@ -122,9 +122,21 @@ KINDS = {
         ),
         Kind("attention", (nn.MultiheadAttention,), AttachedAttention, projections),
         Kind("conv1d", (), modules.AttachedConv1D, lambda m, direct: [Layout(form="transposed")]),
-        Kind("registered", (), modules.AttachedRegistered, lambda m, direct: [Layout(form="field")]),
-        Kind("norm", NORMS, modules.AttachedNorm, lambda m, direct: [Layout(feedback="feedback_gain", form="diagonal")]),
-        Kind("activation", tuple(set(ACTIVATIONS) - {nn.Identity}), modules.AttachedActivation, lambda m, direct: []),
+        Kind(
+            "registered", (), modules.AttachedRegistered, lambda m, direct: [Layout(form="field")]
+        ),
+        Kind(
+            "norm",
+            NORMS,
+            modules.AttachedNorm,
+            lambda m, direct: [Layout(feedback="feedback_gain", form="diagonal")],
+        ),
+        Kind(
+            "activation",
+            tuple(set(ACTIVATIONS) - {nn.Identity}),
+            modules.AttachedActivation,
+            lambda m, direct: [],
+        ),
     )
 }
 
@@ -152,12 +164,18 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 def inherits(module: nn.Module, known: type[nn.Module]) -> bool:
     """Whether the module computes what class ``known`` does."""
-    methods = [name for name in ("forward", "_conv_forward", "_output_padding") if hasattr(known, name)]
+    methods = [
+        name for name in ("forward", "_conv_forward", "_output_padding") if hasattr(known, name)
+    ]
     own = type(module)
-    return "forward" not in module.__dict__ and all(getattr(own, name) is getattr(known, name) for name in methods)
+    return "forward" not in module.__dict__ and all(
+        getattr(own, name) is getattr(known, name) for name in methods
+    )
 
 
-_classes: weakref.WeakValueDictionary[tuple[type[nn.Module], str], type[Attached]] = weakref.WeakValueDictionary()
+_classes: weakref.WeakValueDictionary[tuple[type[nn.Module], str], type[Attached]] = (
+    weakref.WeakValueDictionary()
+)
 
 
 def attached_class(base: type[nn.Module], kind: Kind) -> type[Attached]:

@@ -61,7 +61,9 @@ class Learning:
             seen = site.probe()
             if seen is None:
                 return False
-            learned = self.solver.calibrate(seen, memory, self._noise(site, memory), self.tracked(site))
+            learned = self.solver.calibrate(
+                seen, memory, self._noise(site, memory), self.tracked(site)
+            )
             if learned is not None:
                 site.write(learned)
             if not memory.mismatch > self._tolerance or self._tolerance == math.inf:
@@ -100,7 +102,9 @@ class Learning:
                     continue
             else:
                 seen: Any = site.probe()
-                learned = self.solver.probe(seen, memory, self._noise(site, memory), self.tracked(site))
+                learned = self.solver.probe(
+                    seen, memory, self._noise(site, memory), self.tracked(site)
+                )
                 if learned is not None:
                     site.write(learned)
             report[site.name] = FeedbackReport(1, mismatch=memory.mismatch)
@@ -119,7 +123,10 @@ class Learning:
     def _has_strayed(self, site: Site, memory: Memory) -> bool:
         """Whether θ moved without ω since it was calibrated: DDP broadcasts θ alone, a user may draw it anew."""
         seen = site.probe() if memory.probes and memory.mismatch < math.inf else None
-        return seen is not None and not float(seen.mismatch(self._noise(site, memory))) <= self._tolerance
+        return (
+            seen is not None
+            and not float(seen.mismatch(self._noise(site, memory))) <= self._tolerance
+        )
 
     def _tell_unseen(self, site: Site) -> None:
         if site.name not in self._unseen:
@@ -150,10 +157,14 @@ class Learning:
         own = {"rule": self.rule.name, "solver": type(self.solver).__name__}
         for key, value in own.items():
             if state.get(key, value) != value:
-                raise ValueError(f"this feedback state is of {key} {state[key]}, but the model is attached by {value}.")
+                raise ValueError(
+                    f"this feedback state is of {key} {state[key]}, but the model is attached by {value}."
+                )
         if set(state["maps"]) != set(self.memory):
             odd = sorted(set(state["maps"]) ^ set(self.memory))
-            raise ValueError(f"this feedback state is of other maps than the model's: {', '.join(odd)} differ.")
+            raise ValueError(
+                f"this feedback state is of other maps than the model's: {', '.join(odd)} differ."
+            )
         self.steps, self._unchecked = state["steps"], False
         for name, memory in state["maps"].items():
             self.memory[name].load_state_dict(memory)

@@ -66,11 +66,15 @@ class Attached(nn.Module):
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__.copy()
         return rebuilt, (self._feedback_base, self._feedback_kind), state
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
         """A checkpoint of the plain model loads strictly too: ω stay, and learn the new θ at the next step."""
         missing: list[str] = []
         self._feedback.loaded += 1
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+        )
         for key in missing:
             if is_feedback(key):
                 self._feedback.stale = True
@@ -118,7 +122,9 @@ def refuse_export() -> None:
 
     """
     exporting = getattr(torch.compiler, "is_exporting", lambda: False)()
-    if exporting or (not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(PROXY) is not None):
+    if exporting or (
+        not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(PROXY) is not None
+    ):
         raise RuntimeError(
             "an exported graph keeps no feedback and would backpropagate; export under torch.no_grad() or within "
             "feedback.exact(), or give the model back by feedback.detach() first."
@@ -127,7 +133,9 @@ def refuse_export() -> None:
 
 def links_of(model: nn.Module) -> list[Link]:
     """What the attached modules of a model share: one link, or none where nothing is attached."""
-    return list({id(m._feedback): m._feedback for m in model.modules() if isinstance(m, Attached)}.values())
+    return list(
+        {id(m._feedback): m._feedback for m in model.modules() if isinstance(m, Attached)}.values()
+    )
 
 
 @contextmanager

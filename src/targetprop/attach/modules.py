@@ -61,7 +61,9 @@ class AttachedConvolution(Attached):
         x = input if input.dim() == dims + 2 else input.unsqueeze(0)
         x, padding = padded(self, x)
         geometry = (self.stride, padding, self.dilation, False, (0,) * dims, self.groups)
-        y = function.convolution(x, weight, self.bias, self._sent(weight, "feedback_weight"), *geometry)
+        y = function.convolution(
+            x, weight, self.bias, self._sent(weight, "feedback_weight"), *geometry
+        )
         return y if input.dim() == dims + 2 else y.squeeze(0)
 
 
@@ -77,7 +79,9 @@ def padded(conv: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     if all(size % 2 == 0 for size in total):
         return x, tuple(size // 2 for size in total)
-    return F.pad(x, [side for size in reversed(total) for side in (size // 2, size - size // 2)]), none
+    return F.pad(
+        x, [side for size in reversed(total) for side in (size // 2, size - size // 2)]
+    ), none
 
 
 class AttachedTransposedConvolution(Attached):
@@ -92,10 +96,14 @@ class AttachedTransposedConvolution(Attached):
             y = super().forward(input.detach(), output_size)
             return self._direct(y, input, "feedback_weight")
         dims = len(self.kernel_size)
-        extra = self._output_padding(input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation)
+        extra = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
+        )
         x = input if input.dim() == dims + 2 else input.unsqueeze(0)
         geometry = (self.stride, self.padding, self.dilation, True, tuple(extra), self.groups)
-        y = function.convolution(x, weight, self.bias, self._sent(weight, "feedback_weight"), *geometry)
+        y = function.convolution(
+            x, weight, self.bias, self._sent(weight, "feedback_weight"), *geometry
+        )
         return y if input.dim() == dims + 2 else y.squeeze(0)
 
 
@@ -153,7 +161,10 @@ class AttachedNorm(Attached):
             axis = input.dim() - self._feedback_positions(input)
             shape = [1] * axis + [-1] + [1] * (input.dim() - axis - 1)
         shaped = [1] * (input.dim() - len(shape)) + list(shape)
-        gain, omega = (w.to(normalised.dtype).view(shaped) for w in (weight, self._sent(weight, "feedback_gain")))
+        gain, omega = (
+            w.to(normalised.dtype).view(shaped)
+            for w in (weight, self._sent(weight, "feedback_gain"))
+        )
         y = function.gain(normalised, gain, omega)
         return y if bias is None else y + bias.to(y.dtype).view(shaped)
 

@@ -76,7 +76,9 @@ class Site:
         omega = self.omega
         full = whole(omega.detach())
         part = self.layout.of(full)
-        part.copy_(learned if self.layout.form == "field" else self.layout.restore(learned, part.shape))
+        part.copy_(
+            learned if self.layout.form == "field" else self.layout.restore(learned, part.shape)
+        )
         if is_sharded(omega):
             from torch.distributed.tensor import distribute_tensor
 
@@ -93,7 +95,10 @@ class Site:
         theta, omega = theta.to(wide), omega.to(wide)
         if self.layout.form == "field" and (seen := self.probe()) is not None:
             return float(seen.having(rule.sent(theta, omega)).mismatch(0))
-        return float((rule.sent(theta, omega) - theta).norm() / theta.norm().clamp_min(torch.finfo(wide).tiny))
+        return float(
+            (rule.sent(theta, omega) - theta).norm()
+            / theta.norm().clamp_min(torch.finfo(wide).tiny)
+        )
 
 
 def whole(tensor: Any) -> Tensor:

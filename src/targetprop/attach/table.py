@@ -15,12 +15,17 @@ def table(feedback: Any) -> str:
     learners = {site.name for site in feedback._learners()}
     for site in feedback.sites:
         memory = feedback.learning.memory.get(site.name)
-        how = learning(feedback, site) if site.name in learners or feedback.rule.direct else "shared"
+        how = (
+            learning(feedback, site) if site.name in learners or feedback.rule.direct else "shared"
+        )
         last = "" if memory is None or memory.mismatch == math.inf else f"{memory.mismatch:.2g}"
         shape = "×".join(str(size) for size in site.layout.of(site.array()).shape)
         rows.append((site.name or "(model)", shape, feedback.rule.name, how, last))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
     return "\n".join(lines)
 
 

@@ -43,7 +43,9 @@ def inner(optimizer: Any) -> Optimizer:
 
 def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> int:
     """Put every ω into the parameter group of its θ, at its end; returns how many θ the optimizer has."""
-    place = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    place = {
+        id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
+    }
     count = 0
     for theta, omega in pairs:
         wanted, found = place.get(id(theta)), place.get(id(omega))
@@ -110,7 +112,9 @@ def with_gradients(act: Callable[[], None], args: Any, kwargs: Any) -> Any:
 class Step:
     """The hooks of one optimizer: copy gradients when its step begins, clear them and probe when it ends."""
 
-    def __init__(self, optimizer: Optimizer, pairs: Pairs, after: Callable[[Optimizer], None], finite: bool):
+    def __init__(
+        self, optimizer: Optimizer, pairs: Pairs, after: Callable[[Optimizer], None], finite: bool
+    ):
         """Follow ``optimizer``; ``finite``: a finite nudge, which no gradient scaler may blow up."""
         self.optimizer, self.pairs, self.after, self.finite = optimizer, pairs, after, finite
         self.count = 0
@@ -119,7 +123,9 @@ class Step:
             optimizer.register_step_post_hook(self.end),
         ]
 
-    def begin(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def begin(
+        self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
         """Copy the gradients now, or after each call of a closure that makes them (Lightning, L-BFGS)."""
         if self.finite and scaled():
             raise RuntimeError(
@@ -161,12 +167,23 @@ class Reminder:
 
     def __init__(self, where: nn.Module, module: nn.Module, name: str, link: Link):
         """Watch the weight ``name`` of ``module`` before each training pass of ``where``."""
-        self.module, self.name, self.link, self.seen, self.loaded = module, name, link, None, link.loaded
+        self.module, self.name, self.link, self.seen, self.loaded = (
+            module,
+            name,
+            link,
+            None,
+            link.loaded,
+        )
         self.handle = where.register_forward_pre_hook(self.look)
 
     def look(self, model: nn.Module, args: tuple) -> None:
         """Compare how often the weight has been written."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact or not model.training:
+        if (
+            torch.compiler.is_compiling()
+            or not torch.is_grad_enabled()
+            or self.link.exact
+            or not model.training
+        ):
             return
         if self.link.handle is None:  # a copy of the model
             self.remove()

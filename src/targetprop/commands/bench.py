@@ -19,15 +19,28 @@ from targetprop.training.config import ConfigError
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
-    p.add_argument("contenders", nargs="*", default=["plain", "backprop", "ldrl", "untracked"], help=contenders.describe())
+    p.add_argument(
+        "contenders",
+        nargs="*",
+        default=["plain", "backprop", "ldrl", "untracked"],
+        help=contenders.describe(),
+    )
     known = f"{', '.join(contenders.NETWORKS)}, or package.module:make; --network.options.KEY VALUE as in train"
-    p.add_argument("--networks", nargs="+", default=["simple_vgg"], help=f"what they train: {known}")
-    p.add_argument("--compiled", action="store_true", help="run plain and attach through torch.compile")
+    p.add_argument(
+        "--networks", nargs="+", default=["simple_vgg"], help=f"what they train: {known}"
+    )
+    p.add_argument(
+        "--compiled", action="store_true", help="run plain and attach through torch.compile"
+    )
     p.add_argument("--channels", nargs="+", type=int, help="widths of the network, if there is one")
     p.add_argument("--batch-size", type=int, default=128)
-    p.add_argument("--lr", type=float, default=0.05, help="of SGD with momentum 0.9 and weight decay 1e-4")
+    p.add_argument(
+        "--lr", type=float, default=0.05, help="of SGD with momentum 0.9 and weight decay 1e-4"
+    )
     p.add_argument("--warmup", type=int, default=50, help="untimed steps of each contender")
-    p.add_argument("--steps", type=int, default=100, help="timed steps of each contender, in turns of 10")
+    p.add_argument(
+        "--steps", type=int, default=100, help="timed steps of each contender, in turns of 10"
+    )
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", choices=get_args(config.Precision), default="float32")
     p.add_argument("--memory-format", choices=get_args(config.MemoryFormat), default="auto")
@@ -49,27 +62,52 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         contenders.solver_settings(contenders.split_name(name)[1])
     for key, least in (("batch_size", 1), ("steps", 10), ("warmup", 1)):
         if getattr(args, key) < least:
-            raise ConfigError(f"--{key.replace('_', '-')} {getattr(args, key)} is too small; give at least {least}.")
+            raise ConfigError(
+                f"--{key.replace('_', '-')} {getattr(args, key)} is too small; give at least {least}."
+            )
     out = writable(args.out)
     dataset = catalogue.load(args.data, Path(args.data_dir) if args.data_dir else None)
     shared = {
-        key: getattr(args, key) for key in ("batch_size", "compiled", "device", "precision", "memory_format", "threads", "lr")
+        key: getattr(args, key)
+        for key in (
+            "batch_size",
+            "compiled",
+            "device",
+            "precision",
+            "memory_format",
+            "threads",
+            "lr",
+        )
     }
     channels = tuple(args.channels) if args.channels else None
-    settings = [contenders.Setting(name, channels, options=options, **shared) for name in args.networks]
+    settings = [
+        contenders.Setting(name, channels, options=options, **shared) for name in args.networks
+    ]
     if len(settings) > 1 and (args.channels or options):
-        raise ConfigError("--channels and --network.options are those of one network; give one of --networks.")
+        raise ConfigError(
+            "--channels and --network.options are those of one network; give one of --networks."
+        )
     for setting in settings:
         bench.check(args.contenders, setting, dataset)
     results = {}
     for setting in settings:
         with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
-            task = bar.add_task(setting.network, total=bench.total_steps(args.contenders, args.warmup, args.steps))
+            task = bar.add_task(
+                setting.network, total=bench.total_steps(args.contenders, args.warmup, args.steps)
+            )
 
-            def tell(name: str, steps: int, bar: Progress = bar, task: Any = task, network: str = setting.network) -> None:
+            def tell(
+                name: str,
+                steps: int,
+                bar: Progress = bar,
+                task: Any = task,
+                network: str = setting.network,
+            ) -> None:
                 bar.update(task, advance=steps, description=f"{network} {name}")
 
-            found = bench.bench(args.contenders, setting, dataset, args.warmup, args.steps, not args.no_memory, tell)
+            found = bench.bench(
+                args.contenders, setting, dataset, args.warmup, args.steps, not args.no_memory, tell
+            )
         results[setting.network] = found
         table = Table(*bench_report.HEADINGS, title=setting.network)
         for row in found:

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from targetprop.analysis import figures
 from targetprop.ranks import Ranks
@@ -31,7 +38,9 @@ def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected '{word}'; overrides are written --key value, such as --optimizer.lr 0.1.")
+            raise ConfigError(
+                f"unexpected '{word}'; overrides are written --key value, such as --optimizer.lr 0.1."
+            )
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -68,7 +77,9 @@ def writable(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}); give another --out."
+        ) from error
     return folder
 
 
@@ -81,7 +92,9 @@ def run_config(folder: Path, settings: Sequence[tuple[str, Any]] = ()) -> Config
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no run (no config.yaml); name the folder that 'targetprop train' made.")
+        raise ConfigError(
+            f"{folder} holds no run (no config.yaml); name the folder that 'targetprop train' made."
+        )
     return config.load(str(path), settings)
 
 
@@ -117,18 +130,39 @@ def ranks_of(args: argparse.Namespace) -> Iterator[Ranks]:
 
 def spread_out(p: argparse.ArgumentParser) -> None:
     """The options of a run in several processes."""
-    p.add_argument("--devices", type=int, default=1, help="processes on this node, one per GPU where there are GPUs")
+    p.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        help="processes on this node, one per GPU where there are GPUs",
+    )
     p.add_argument("--nodes", type=int, default=1, help="machines; give the same command on each")
-    p.add_argument("--rendezvous", metavar="HOST:PORT", help="of one of several nodes, where they find each other")
-    p.add_argument("--layer-ranks", type=int, default=1, help="how many processes share out the layers; the rest, the batch")
+    p.add_argument(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="of one of several nodes, where they find each other",
+    )
+    p.add_argument(
+        "--layer-ranks",
+        type=int,
+        default=1,
+        help="how many processes share out the layers; the rest, the batch",
+    )
 
 
 def follow(session: loop.Session, deadline: float = float("inf")) -> None:
     """Run with a progress bar, then draw and print the result."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+    )
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
         label = session.config.algorithm.name
-        task = bar.add_task(label, total=session.last_step, completed=session.progress.step, loss=float("nan"))
+        task = bar.add_task(
+            label, total=session.last_step, completed=session.progress.step, loss=float("nan")
+        )
 
         def tell(session: loop.Session, loss: float) -> None:
             bar.update(task, completed=session.progress.step, loss=loss)

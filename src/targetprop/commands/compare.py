@@ -43,5 +43,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         figures.draw_runs(rows, out)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{args.out} cannot be written ({error}); give another --out, ending in .png or .pdf.") from error
+        raise ConfigError(
+            f"{args.out} cannot be written ({error}); give another --out, ending in .png or .pdf."
+        ) from error
     console.print(f"picture: {args.out}")

@@ -24,7 +24,9 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     """List, fetch or check data sets."""
     words = [*([args.name] if args.what == "list" and args.name else []), *words]
     if words:
-        raise ConfigError(f"unexpected '{words[0]}'; data takes list, fetch NAME or check NAME, and --data-dir.")
+        raise ConfigError(
+            f"unexpected '{words[0]}'; data takes list, fetch NAME or check NAME, and --data-dir."
+        )
     folder = Path(args.data_dir) if args.data_dir else None
     if args.what == "list":
         table = Table("name", "what it is", "here")
@@ -37,7 +39,10 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     if args.what == "fetch":
         with Progress(console=console) as bar:
             paths = fetch.fetch(args.name, folder, Download(bar, args.name))
-        console.print(f"{args.name}: " + (", ".join(map(str, paths)) or "ships with the package, nothing to fetch"))
+        console.print(
+            f"{args.name}: "
+            + (", ".join(map(str, paths)) or "ships with the package, nothing to fetch")
+        )
     found = catalogue.load(args.name, folder)
     console.print(
         f"{args.name}: {len(found.train)} training and {len(found.test)} test images of shape {found.in_shape}, "

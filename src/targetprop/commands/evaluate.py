@@ -31,4 +31,6 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     if args.json:
         print(json.dumps(scores))
     else:
-        console.print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        console.print(
+            f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        )

@@ -8,7 +8,18 @@ import sys
 from collections.abc import Sequence
 
 from targetprop import PairingError, __version__
-from targetprop.commands import bench, compare, data, evaluate, presets, reproduce, resume, scaling, sweep, train
+from targetprop.commands import (
+    bench,
+    compare,
+    data,
+    evaluate,
+    presets,
+    reproduce,
+    resume,
+    scaling,
+    sweep,
+    train,
+)
 from targetprop.commands.common import Stopped
 from targetprop.data import DataError
 from targetprop.ranks import RankLost
@@ -41,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        made = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
+        made = commands.add_parser(
+            name, help=command.__doc__, description=command.__doc__, allow_abbrev=False
+        )
         command.add(made)
         made.set_defaults(action=command.run)
     return top
@@ -69,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + error.number if rank() else complain(error, 128 + error.number)
     except OSError as error:
         return complain(
-            OSError(f"{error.filename or 'a file'}: {error.strerror or error}; free it or choose another place."), BAD_INPUT
+            OSError(
+                f"{error.filename or 'a file'}: {error.strerror or error}; free it or choose another place."
+            ),
+            BAD_INPUT,
         )
     except KeyboardInterrupt:
         return complain(RuntimeError("stopped before training began; nothing was lost."), 130)

@@ -14,7 +14,12 @@ from targetprop.training.config import ConfigError
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
     p.add_argument("name", choices=[*reproduce.EXPERIMENTS, "all"])
-    p.add_argument("--scale", choices=reproduce.SCALES, default="smoke", help="minutes, hours, or the paper's own (GPU)")
+    p.add_argument(
+        "--scale",
+        choices=reproduce.SCALES,
+        default="smoke",
+        help="minutes, hours, or the paper's own (GPU)",
+    )
     p.add_argument("--seeds", type=int, help="how many; default the experiment's own number")
     p.add_argument("--data-dir", help="where data sets lie")
     p.add_argument("--out", help="the folder of cells and results (default reproduce/SCALE)")
@@ -27,8 +32,16 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError(f"--seeds {args.seeds} is out of range; expected at least 1.")
     for name in reproduce.EXPERIMENTS if args.name == "all" else [args.name]:
         folder = writable(args.out or f"reproduce/{args.scale}")
-        place = Place(writable(str(folder / name)), args.scale, args.seeds, args.data_dir, lambda t: console.print(f"  {t}"))
+        place = Place(
+            writable(str(folder / name)),
+            args.scale,
+            args.seeds,
+            args.data_dir,
+            lambda t: console.print(f"  {t}"),
+        )
         began = time.perf_counter()
         console.print(f"{name}, scale {args.scale}")
         reproduce.EXPERIMENTS[name](place)
-        console.print(f"{place.folder / name}.md, .csv, .png, .pdf in {time.perf_counter() - began:.0f} s")
+        console.print(
+            f"{place.folder / name}.md, .csv, .png, .pdf in {time.perf_counter() - began:.0f} s"
+        )

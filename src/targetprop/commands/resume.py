@@ -5,14 +5,26 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from targetprop.commands.common import console, data_dir, follow, overrides, ranks_of, run_config, spread_out
+from targetprop.commands.common import (
+    console,
+    data_dir,
+    follow,
+    overrides,
+    ranks_of,
+    run_config,
+    spread_out,
+)
 from targetprop.training import checkpoint, loop
 
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
     p.add_argument("run", help="the run's folder")
-    p.add_argument("--auto", action="store_true", help="from the newest valid checkpoint in the folder or the runs below it")
+    p.add_argument(
+        "--auto",
+        action="store_true",
+        help="from the newest valid checkpoint in the folder or the runs below it",
+    )
     p.add_argument("--data-dir", help="where data sets lie")
     spread_out(p)
 

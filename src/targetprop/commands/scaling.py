@@ -15,12 +15,16 @@ from targetprop.experiments import contenders, scaling
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
     p.add_argument("--axes", nargs="+", choices=list(scaling.AXES), default=list(scaling.AXES))
-    p.add_argument("--steps", type=int, default=30, help="timed steps of each at each point, in turns of 10")
+    p.add_argument(
+        "--steps", type=int, default=30, help="timed steps of each at each point, in turns of 10"
+    )
     p.add_argument("--device", default="auto")
     p.add_argument("--threads", type=int, help="CPU threads; default torch's choice")
     p.add_argument("--data", choices=list(SOURCES), default="cifar10", help="the images")
     p.add_argument("--data-dir", help="where data sets lie")
-    p.add_argument("--out", default="scaling", help="the folder for scaling.json, scaling.md, scaling.png")
+    p.add_argument(
+        "--out", default="scaling", help="the folder for scaling.json, scaling.md, scaling.png"
+    )
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:

@@ -14,9 +14,13 @@ from targetprop.experiments import sweep
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
-    p.add_argument("presets", nargs="+", help="presets or YAML files, the one to compare with first")
+    p.add_argument(
+        "presets", nargs="+", help="presets or YAML files, the one to compare with first"
+    )
     p.add_argument("--seeds", type=int, default=3, help="0, 1, ... up to so many")
-    p.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after so many minutes")
+    p.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop and save after so many minutes"
+    )
     p.add_argument("--out", default="sweep", help="the folder of the runs, sweep.json and sweep.md")
     p.add_argument("--data-dir", help="where data sets lie")
 
@@ -24,7 +28,9 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Train presets over several seeds, or go on with that; then print and write the table."""
     deadline = time.monotonic() + 60 * args.minutes
-    found = sweep.cells(args.presets, args.seeds, [*overrides(words), *data_dir(args)], Path(args.out))
+    found = sweep.cells(
+        args.presets, args.seeds, [*overrides(words), *data_dir(args)], Path(args.out)
+    )
     folder = writable(args.out)
     for cell in found:
         sweep.run_cell(cell, lambda session: follow(session, deadline))

@@ -77,7 +77,9 @@ def verify(path: Path, file: File) -> None:
             digest.update(block)
     found = digest.hexdigest()
     if found != expected:
-        raise DataError(f"{path}: {kind} is {found}, published is {expected}; truncated or altered, get it anew.")
+        raise DataError(
+            f"{path}: {kind} is {found}, published is {expected}; truncated or altered, get it anew."
+        )
 
 
 def load(name: str, folder: str | Path | None = None, image_size: int | None = None) -> Dataset:
@@ -104,11 +106,15 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
         train, test = _digits()
     elif name == "folder":
         if folder is None:
-            raise DataError("the data set 'folder' needs its root; give --data-dir ROOT with ROOT/train and ROOT/test.")
+            raise DataError(
+                "the data set 'folder' needs its root; give --data-dir ROOT with ROOT/train and ROOT/test."
+            )
         train, names = formats.read_folder(folder / "train", image_size)
         test, _ = formats.read_folder(folder / "test", image_size, names)
         if train.images.shape[1:] != test.images.shape[1:]:
-            raise DataError(f"{folder}: training and test images differ in size; give data.image_size.")
+            raise DataError(
+                f"{folder}: training and test images differ in size; give data.image_size."
+            )
         return Dataset(name, train, test, len(names), about.mean, about.std)
     else:
         paths, files = locate(name, folder)
@@ -131,6 +137,8 @@ def _digits() -> tuple[Images, Images]:
 
     grey, labels = load_digits(return_X_y=True)
     pixels = np.rint(grey.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    everything = Images(torch.from_numpy(pixels)[:, None].contiguous(), torch.from_numpy(labels.astype(np.int64)))
+    everything = Images(
+        torch.from_numpy(pixels)[:, None].contiguous(), torch.from_numpy(labels.astype(np.int64))
+    )
     held_out = torch.arange(len(everything)) % 5 == 4
     return everything[~held_out], everything[held_out]

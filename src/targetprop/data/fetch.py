@@ -36,7 +36,9 @@ def fetch(name: str, folder: Path | None = None, progress: Any = False) -> list[
         assert file.url is not None
         try:
             path = pooch.retrieve(file.url, file.digest, file.name, target, progressbar=progress)
-        except Exception as error:  # requests, urllib3, pooch and the file system each have their own
+        except (
+            Exception
+        ) as error:  # requests, urllib3, pooch and the file system each have their own
             raise DataError(f"could not fetch {file.url}: {str(error).splitlines()[0]}") from error
         paths.append(Path(path))
     return paths

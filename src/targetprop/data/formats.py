@@ -46,8 +46,12 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file.") from error
-    except Exception as error:  # parsers of hostile bytes raise nearly anything; the cause stays chained
-        raise DataError(f"{path}: damaged or not of its format ({type(error).__name__}: {error}); get it anew.") from error
+    except (
+        Exception
+    ) as error:  # parsers of hostile bytes raise nearly anything; the cause stays chained
+        raise DataError(
+            f"{path}: damaged or not of its format ({type(error).__name__}: {error}); get it anew."
+        ) from error
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -63,7 +67,9 @@ def read_idx(path: Path) -> np.ndarray:
         stream: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
         magic = stream.read(4)
         if len(magic) != 4 or magic[:3] != b"\x00\x00\x08" or not 1 <= magic[3] <= 4:
-            raise DataError(f"{path}: magic number {magic.hex() or 'missing'} is not that of an IDX file of bytes.")
+            raise DataError(
+                f"{path}: magic number {magic.hex() or 'missing'} is not that of an IDX file of bytes."
+            )
         sizes = np.frombuffer(stream.read(4 * magic[3]), ">u4")
         if len(sizes) != magic[3]:
             raise DataError(f"{path}: truncated in its header; get it anew.")
@@ -74,7 +80,9 @@ def read_idx(path: Path) -> np.ndarray:
         content = stream.read(expected + 1)
         if len(content) != expected:
             more = "more" if len(content) > expected else "fewer"
-            raise DataError(f"{path}: {more} bytes than the {expected} its header announces; get it anew.")
+            raise DataError(
+                f"{path}: {more} bytes than the {expected} its header announces; get it anew."
+            )
         stream.read(1)  # the end of a gzip stream holds its checksum
         return np.frombuffer(content, np.uint8).reshape(shape)
 
@@ -88,7 +96,9 @@ def read_idx_pair(images: Path, labels: Path, classes: int) -> Images:
     """
     x, y = read_idx(images), read_idx(labels)
     if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
-        raise DataError(f"{images}: shape {x.shape} does not go with the labels' {y.shape} in {labels}; get both anew.")
+        raise DataError(
+            f"{images}: shape {x.shape} does not go with the labels' {y.shape} in {labels}; get both anew."
+        )
     return checked(torch.from_numpy(x.copy())[:, None], y, classes, labels)
 
 
@@ -113,7 +123,9 @@ def read_cifar(content: bytes, path: Path, classes: int, label_bytes: int = 1) -
     """
     record = label_bytes + 3072
     if len(content) == 0 or len(content) % record:
-        raise DataError(f"{path}: {len(content)} bytes are not whole records of {record}; truncated, get it anew.")
+        raise DataError(
+            f"{path}: {len(content)} bytes are not whole records of {record}; truncated, get it anew."
+        )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
     images = torch.from_numpy(rows[:, label_bytes:].copy()).view(-1, 3, 32, 32)
     return checked(images, rows[:, label_bytes - 1], classes, path)
@@ -128,7 +140,9 @@ def read_cifar_files(paths: Sequence[Path], classes: int, label_bytes: int = 1) 
     return join(parts)
 
 
-def read_cifar_archive(path: Path, names: Sequence[str], classes: int, label_bytes: int = 1) -> Images:
+def read_cifar_archive(
+    path: Path, names: Sequence[str], classes: int, label_bytes: int = 1
+) -> Images:
     """The members ``names`` (without folder) of a CIFAR ``.tar.gz``, read in memory: nothing is extracted to disk."""
     parts = {}
     with reading(path), gzip.open(path) as stream:
@@ -155,7 +169,12 @@ def read_imagenet32(paths: Sequence[Path], classes: int = 1000) -> Images:
             if not {"data", "labels"} <= set(batch.files):
                 raise DataError(f"{path}: holds {batch.files}, expected 'data' and 'labels'.")
             data, labels = batch["data"], batch["labels"]
-            if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]:
+            if (
+                data.dtype != np.uint8
+                or data.ndim != 2
+                or data.shape[1] != 3072
+                or labels.shape != data.shape[:1]
+            ):
                 raise DataError(
                     f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} are not N × 3072 bytes and N."
                 )
@@ -166,7 +185,9 @@ def read_imagenet32(paths: Sequence[Path], classes: int = 1000) -> Images:
     return join(parts)
 
 
-def read_folder(root: Path, size: int | None = None, names: Sequence[str] | None = None) -> tuple[Images, list[str]]:
+def read_folder(
+    root: Path, size: int | None = None, names: Sequence[str] | None = None
+) -> tuple[Images, list[str]]:
     """Images under ``root/CLASS/*``; classes in alphabetic order unless ``names`` gives them.
 
     Args:
@@ -185,7 +206,9 @@ def read_folder(root: Path, size: int | None = None, names: Sequence[str] | None
         raise DataError(f"{root}: holds no class folders; expected {root}/CLASS/IMAGE.")
     names = list(names or found)
     if set(found) - set(names):
-        raise DataError(f"{root}: class '{sorted(set(found) - set(names))[0]}' does not occur in the training folder.")
+        raise DataError(
+            f"{root}: class '{sorted(set(found) - set(names))[0]}' does not occur in the training folder."
+        )
     images: list[np.ndarray] = []
     labels: list[int] = []
     for name in found:
@@ -194,9 +217,13 @@ def read_folder(root: Path, size: int | None = None, names: Sequence[str] | None
                 continue
             with reading(path), Image.open(path) as picture:
                 rgb = picture.convert("RGB")
-                pixels = np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR) if size else rgb)
+                pixels = np.asarray(
+                    rgb.resize((size, size), Image.Resampling.BILINEAR) if size else rgb
+                )
             if images and pixels.shape != images[0].shape:
-                raise DataError(f"{path}: size {pixels.shape[:2]} differs from {images[0].shape[:2]}; give data.image_size.")
+                raise DataError(
+                    f"{path}: size {pixels.shape[:2]} differs from {images[0].shape[:2]}; give data.image_size."
+                )
             images.append(pixels)
             labels.append(names.index(name))
     if not images:

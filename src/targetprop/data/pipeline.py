@@ -63,7 +63,9 @@ def flip_and_crop(
         columns = torch.where(flipped, columns.flip(1), columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
     each = torch.arange(batch, device=images.device)[:, None, None]
-    moved = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    moved = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
     # torch 2.13's CPU convolutions corrupt the heap on single-channel images with channels-last strides, which
     # contiguous() would leave as they are.
     return moved.clone(memory_format=torch.contiguous_format)
@@ -104,15 +106,22 @@ class Batches:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(pixel/255 − mean)/std."""
-        mean, std = (torch.tensor(v, dtype=self.dtype, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return ((images.to(self.dtype) / 255 - mean) / std).contiguous(memory_format=self.memory_format)
+        mean, std = (
+            torch.tensor(v, dtype=self.dtype, device=images.device).view(-1, 1, 1)
+            for v in (self.mean, self.std)
+        )
+        return ((images.to(self.dtype) / 255 - mean) / std).contiguous(
+            memory_format=self.memory_format
+        )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """A process's part of an epoch's batches from batch ``start`` on.
 
         Order and augmentation depend on (seed, epoch, batch) only.
         """
-        order = torch.randperm(len(self.data), generator=seeded(self.seed, epoch)).to(self.data.images.device)
+        order = torch.randperm(len(self.data), generator=seeded(self.seed, epoch)).to(
+            self.data.images.device
+        )
         for i in range(start, len(self)):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size]
             mine = self.peers.part(len(batch))
@@ -120,7 +129,9 @@ class Batches:
             images = part.images
             if self.augment != "none":
                 generator = seeded(self.seed, epoch, i)
-                images = flip_and_crop(images, generator, self.augment == "flip-crop", self.padding, mine, len(batch))
+                images = flip_and_crop(
+                    images, generator, self.augment == "flip-crop", self.padding, mine, len(batch)
+                )
             yield self.normalise(images), part.labels
 
     def once(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:

@@ -35,7 +35,9 @@ class Source:
 
 
 def _idx(paths: list[Path], classes: int) -> tuple[Images, Images]:
-    return formats.read_idx_pair(paths[0], paths[1], classes), formats.read_idx_pair(paths[2], paths[3], classes)
+    return formats.read_idx_pair(paths[0], paths[1], classes), formats.read_idx_pair(
+        paths[2], paths[3], classes
+    )
 
 
 def _cifar10(paths: list[Path], classes: int) -> tuple[Images, Images]:
@@ -45,19 +47,26 @@ def _cifar10(paths: list[Path], classes: int) -> tuple[Images, Images]:
             formats.read_cifar_archive(paths[0], train, classes),
             formats.read_cifar_archive(paths[0], ["test_batch.bin"], classes),
         )
-    return formats.read_cifar_files(paths[:5], classes), formats.read_cifar_files(paths[5:], classes)
+    return formats.read_cifar_files(paths[:5], classes), formats.read_cifar_files(
+        paths[5:], classes
+    )
 
 
 def _cifar100(paths: list[Path], classes: int) -> tuple[Images, Images]:
     if len(paths) == 1:
-        train, test = (formats.read_cifar_archive(paths[0], [f"{part}.bin"], classes, 2) for part in ("train", "test"))
+        train, test = (
+            formats.read_cifar_archive(paths[0], [f"{part}.bin"], classes, 2)
+            for part in ("train", "test")
+        )
         return train, test
     train, test = (formats.read_cifar_files([path], classes, 2) for path in paths)
     return train, test
 
 
 def _imagenet32(paths: list[Path], classes: int) -> tuple[Images, Images]:
-    return formats.read_imagenet32(paths[:-1], classes), formats.read_imagenet32(paths[-1:], classes)
+    return formats.read_imagenet32(paths[:-1], classes), formats.read_imagenet32(
+        paths[-1:], classes
+    )
 
 
 def _idx_files(base: str, digests: tuple[str, str, str, str]) -> tuple[File, ...]:
@@ -87,7 +96,13 @@ _CIFAR10_FILES = tuple(
 SOURCES = {
     source.name: source
     for source in (
-        Source("digits", "1,797 digits of 8×8 pixels, shipped with scikit-learn", 10, (0.3053,), (0.3760,)),
+        Source(
+            "digits",
+            "1,797 digits of 8×8 pixels, shipped with scikit-learn",
+            10,
+            (0.3053,),
+            (0.3760,),
+        ),
         Source(
             "mnist",
             "70,000 digits of 28×28 pixels (LeCun et al. 1998)",

@@ -21,7 +21,17 @@ from targetprop.analysis.alignment import alignment_of_grad, attached_alignment
 from targetprop.attach import Feedback
 from targetprop.data import Dataset
 from targetprop.experiments.bench_report import Row, rows
-from targetprop.experiments.contenders import FAST, SLOW, Contender, Setting, contender, example, mean_loss, split_name, stream
+from targetprop.experiments.contenders import (
+    FAST,
+    SLOW,
+    Contender,
+    Setting,
+    contender,
+    example,
+    mean_loss,
+    split_name,
+    stream,
+)
 from targetprop.experiments.memory import peak_memory
 from targetprop.training.config import ConfigError
 from targetprop.training.device import pick_device
@@ -33,7 +43,9 @@ def finish_queue(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def turn(contender: Contender, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> float:
+def turn(
+    contender: Contender, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device
+) -> float:
     """Seconds per step over ``batches``."""
     finish_queue(device)
     began = time.perf_counter()
@@ -47,7 +59,14 @@ def turn(contender: Contender, batches: Sequence[tuple[Tensor, Tensor]], device:
 Tell = Callable[[str, int], None]
 
 
-def race(contenders: Sequence[Contender], setting: Setting, dataset: Dataset, warmup: int, steps: int, tell: Tell) -> None:
+def race(
+    contenders: Sequence[Contender],
+    setting: Setting,
+    dataset: Dataset,
+    warmup: int,
+    steps: int,
+    tell: Tell,
+) -> None:
     """Warm up for ``warmup`` steps each, then let the contenders take turns for ``steps`` steps, angles measured between.
 
     A slow each warms up for one step. All see the same batches as far as they go.
@@ -107,9 +126,15 @@ def bench(
     device = pick_device(setting.device)
     if setting.threads:
         torch.set_num_threads(setting.threads)
-    contenders = [contender(name, setting, dataset.in_shape, dataset.classes, device) for name in names]
+    contenders = [
+        contender(name, setting, dataset.in_shape, dataset.classes, device) for name in names
+    ]
     race(contenders, setting, dataset, warmup, steps, tell)
-    peaks = {n: peak_memory(n, setting, dataset.in_shape, dataset.classes) for n in names} if memory else {}
+    peaks = (
+        {n: peak_memory(n, setting, dataset.in_shape, dataset.classes) for n in names}
+        if memory
+        else {}
+    )
     return rows(contenders, peaks, setting.batch_size)
 
 

@@ -52,7 +52,9 @@ class Row:
     steps: int
 
 
-def rows(contenders: Sequence[Contender], memory: dict[str, float | None], batch_size: int) -> list[Row]:
+def rows(
+    contenders: Sequence[Contender], memory: dict[str, float | None], batch_size: int
+) -> list[Row]:
     """The measurements, each beside backprop's."""
     medians = {c.name: statistics.median(c.times) for c in contenders}
     reference = "backprop" if "backprop" in medians else "plain"
@@ -80,7 +82,18 @@ def rows(contenders: Sequence[Contender], memory: dict[str, float | None], batch
     return found
 
 
-HEADINGS = ("contender", "ms a step", "quartiles", "images/s", "×", "peak MiB", "×", "angle max", "mean", "probes")
+HEADINGS = (
+    "contender",
+    "ms a step",
+    "quartiles",
+    "images/s",
+    "×",
+    "peak MiB",
+    "×",
+    "angle max",
+    "mean",
+    "probes",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -105,19 +118,31 @@ def provenance(record: dict[str, Any]) -> str:
     return f"`{record['command']}`\n\nCommit {record['commit']}, {record['date']}, torch {record['torch']}, {where}.\n"
 
 
-def write(results: dict[str, list[Row]], settings: Sequence[Setting], warmup: int, out: Path) -> None:
+def write(
+    results: dict[str, list[Row]], settings: Sequence[Setting], warmup: int, out: Path
+) -> None:
     """Write ``bench.json``, ``bench.md`` and ``bench.png`` into the folder ``out``."""
     record = environment(pick_device(settings[0].device), 0)
     measured = [
-        {"setting": dataclasses.asdict(s), "warmup": warmup, "rows": [dataclasses.asdict(r) for r in results[s.network]]}
+        {
+            "setting": dataclasses.asdict(s),
+            "warmup": warmup,
+            "rows": [dataclasses.asdict(r) for r in results[s.network]],
+        }
         for s in settings
     ]
-    write_text(out / "bench.json", json.dumps({"environment": record, "results": measured}, indent=2) + "\n")
+    write_text(
+        out / "bench.json",
+        json.dumps({"environment": record, "results": measured}, indent=2) + "\n",
+    )
     text = provenance(record)
     for setting in settings:
         text += f"\n## {setting.network}, batch {setting.batch_size}, {setting.precision}\n\n"
         text += markdown(HEADINGS, [cells(row) for row in results[setting.network]])
     write_text(out / "bench.md", text)
-    points = {name: [dataclasses.asdict(r) for r in found if r.ratio is not None] for name, found in results.items()}
+    points = {
+        name: [dataclasses.asdict(r) for r in found if r.ratio is not None]
+        for name, found in results.items()
+    }
     if all(points.values()):
         draw_cost(points, out / "bench.png")

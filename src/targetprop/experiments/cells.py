@@ -75,21 +75,36 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
     if path.exists():
         kept = json.loads(path.read_text())
         if kept["settings"] != settings:
-            other = [key for key in {**settings, **kept["settings"]} if settings.get(key) != kept["settings"].get(key)]
-            raise ConfigError(f"{folder} holds a result with other settings ({', '.join(other)}); give another --out.")
+            other = [
+                key
+                for key in {**settings, **kept["settings"]}
+                if settings.get(key) != kept["settings"].get(key)
+            ]
+            raise ConfigError(
+                f"{folder} holds a result with other settings ({', '.join(other)}); give another --out."
+            )
         return kept["result"]
     place.tell(name)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     result = compute(folder)
     record = environment(torch.device("cpu"), settings.get("seed", 0))
-    kept = {"settings": settings, "environment": record, "seconds": time.perf_counter() - began, "result": result}
+    kept = {
+        "settings": settings,
+        "environment": record,
+        "seconds": time.perf_counter() - began,
+        "result": result,
+    }
     write_text(path, json.dumps(kept, indent=1) + "\n")
     return json.loads(json.dumps(result))
 
 
 def seed_by_seed(
-    place: Place, seeds: Sequence[int], settings: Result, labels: Iterable[str], compute: Callable[[str, int, Path], Result]
+    place: Place,
+    seeds: Sequence[int],
+    settings: Result,
+    labels: Iterable[str],
+    compute: Callable[[str, int, Path], Result],
 ) -> Iterator[tuple[dict[str, list[Result]], Sequence[int]]]:
     """A ``cell`` a label and seed, ``LABEL/seed-SEED``; after each seed, the results of every label so far and their seeds.
 
@@ -105,18 +120,30 @@ def seed_by_seed(
     for done, seed in enumerate(seeds, 1):
         for label, found in results.items():
             name = f"{slug(label)}/seed-{seed}"
-            found.append(cell(place, name, {**settings, "seed": seed}, partial(compute, label, seed)))
+            found.append(
+                cell(place, name, {**settings, "seed": seed}, partial(compute, label, seed))
+            )
         yield results, seeds[:done]
 
 
-def lenet_batch(data_name: str, data_dir: str | None, seed: int, bias: bool, kind: str, augment: str) -> tuple[Network, Any]:
+def lenet_batch(
+    data_name: str, data_dir: str | None, seed: int, bias: bool, kind: str, augment: str
+) -> tuple[Network, Any]:
     """A LeNet with weights of ``seed`` and the first shuffled batch of 256 of that seed, (x, y)."""
     dataset = data.load(data_name, data_dir)
     torch.manual_seed(seed)
     net: Any = networks.lenet(dataset.in_shape, dataset.classes, bias=bias, feedback=kind)
     form = layout(net, "auto")
     net = net.to(memory_format=form)
-    batches = Batches(dataset.train, dataset.mean, dataset.std, 256, augment=augment, seed=seed, memory_format=form)
+    batches = Batches(
+        dataset.train,
+        dataset.mean,
+        dataset.std,
+        256,
+        augment=augment,
+        seed=seed,
+        memory_format=form,
+    )
     return net, next(batches.epoch(0))
 
 
@@ -132,13 +159,19 @@ def run_settings(run: Config) -> Result:
 
 def listed(seeds: Sequence[int]) -> str:
     """How many seeds, and which."""
-    return f"{len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f"seed {seeds[0]} only"
+    return (
+        f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
+        if len(seeds) > 1
+        else f"seed {seeds[0]} only"
+    )
 
 
 def mean_and_std(values: Iterable[Sequence[float]]) -> tuple[list[float], list[float]]:
     """Over equally long rows, entry by entry; the deviation of a single row is 0."""
     columns = list(zip(*values, strict=True))
-    return [statistics.mean(c) for c in columns], [statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns]
+    return [statistics.mean(c) for c in columns], [
+        statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns
+    ]
 
 
 def spread(mean: float, std: float, count: int) -> str:
@@ -151,11 +184,20 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    writer.writerows(
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    )
     write_text(path, text.getvalue())
 
 
-def write_markdown(place: Place, name: str, title: str, about: str, headings: Sequence[str], lines: Sequence[Sequence[str]]):
+def write_markdown(
+    place: Place,
+    name: str,
+    title: str,
+    about: str,
+    headings: Sequence[str],
+    lines: Sequence[Sequence[str]],
+):
     """``name.md`` in the experiment's folder: what was done, how it was computed, and a table."""
     text = f"# {title}\n\n{about}\n\n{provenance(place, name)}\n\n{markdown(headings, lines)}"
     write_text(place.folder / f"{name}.md", text)
@@ -163,7 +205,9 @@ def write_markdown(place: Place, name: str, title: str, about: str, headings: Se
 
 def provenance(place: Place, name: str) -> str:
     """The command that makes the results, and where, when and from which source the cells came."""
-    kept = [json.loads(path.read_text()) for path in sorted((place.folder / "cells").rglob("cell.json"))]
+    kept = [
+        json.loads(path.read_text()) for path in sorted((place.folder / "cells").rglob("cell.json"))
+    ]
     records = [one["environment"] for one in kept]
 
     def each(key: str) -> str:

@@ -127,7 +127,9 @@ def solver_settings(text: str) -> dict[str, Any]:
         try:
             settings[key] = known[key](value)
         except ValueError as error:
-            raise ConfigError(f"{key}={value} is not a number; write {key}={usual[key]}, say.") from error
+            raise ConfigError(
+                f"{key}={value} is not a number; write {key}={usual[key]}, say."
+            ) from error
     return settings
 
 
@@ -142,11 +144,15 @@ def split_name(name: str) -> tuple[str, str]:
     if kind not in CONTENDERS:
         raise ConfigError(f"unknown contender '{kind}'; {config.nearest(kind, list(CONTENDERS))}")
     if settings and kind not in ("ldrl", "untracked"):
-        raise ConfigError(f"contender '{kind}' takes no settings, got '{settings}'; only ldrl and untracked do.")
+        raise ConfigError(
+            f"contender '{kind}' takes no settings, got '{settings}'; only ldrl and untracked do."
+        )
     return kind, settings
 
 
-def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int, device: torch.device) -> Contender:
+def contender(
+    name: str, setting: Setting, in_shape: Sequence[int], classes: int, device: torch.device
+) -> Contender:
     """The contender called ``name``, its weights drawn from seed 0.
 
     Raises:
@@ -157,9 +163,13 @@ def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int
     settings = solver_settings(text)
     if kind == "paper" and setting.network not in PAPER_PRESETS:
         known = ", ".join(PAPER_PRESETS)
-        raise ConfigError(f"the paper gives no solver settings for '{setting.network}'; time 'paper' on {known} only.")
+        raise ConfigError(
+            f"the paper gives no solver settings for '{setting.network}'; time 'paper' on {known} only."
+        )
     if kind not in ("plain", "attach") and setting.network not in networks.NETWORKS:
-        raise ConfigError(f"'{kind}' needs a paired network, got '{setting.network}'; time 'plain' and 'attach' on it.")
+        raise ConfigError(
+            f"'{kind}' needs a paired network, got '{setting.network}'; time 'plain' and 'attach' on it."
+        )
     torch.manual_seed(0)
     if kind in ("plain", "attach"):
         made = plain_network(setting, in_shape, classes)
@@ -174,12 +184,16 @@ def contender(name: str, setting: Setting, in_shape: Sequence[int], classes: int
         if feedback_of is not None:
             feedback_of.follow(optimizer)
         run = torch.compile(net, fullgraph=True) if setting.compiled else net
-        return Contender(name, net if feedback_of else None, feedback_of, plain_step(run, optimizer), *FAST)
+        return Contender(
+            name, net if feedback_of else None, feedback_of, plain_step(run, optimizer), *FAST
+        )
     if kind == "backprop":
         algo: Any = Backprop(net)
     elif kind == "paper":
         chosen = config.load(PAPER_PRESETS[setting.network])
-        paper_beta: dict[str, Any] = {} if chosen.algorithm.beta is None else {"beta": chosen.algorithm.beta}
+        paper_beta: dict[str, Any] = (
+            {} if chosen.algorithm.beta is None else {"beta": chosen.algorithm.beta}
+        )
         algo = LDRL(net, solver=SGDSolver(**dataclasses.asdict(chosen.sgd)), **paper_beta)
     else:
         algo = LDRL(net, solver=PredictiveSolver(tracking=kind == "ldrl", **settings))
@@ -203,12 +217,18 @@ def plain_network(setting: Setting, in_shape: Sequence[int], classes: int) -> nn
     name = setting.network
     if name in NETWORKS and name not in MODELS:
         if setting.options:
-            raise ConfigError(f"network '{name}' takes --channels, but no network.options; got {', '.join(setting.options)}.")
-        return NETWORKS[name](in_shape, classes, **({"channels": setting.channels} if setting.channels else {}))
+            raise ConfigError(
+                f"network '{name}' takes --channels, but no network.options; got {', '.join(setting.options)}."
+            )
+        return NETWORKS[name](
+            in_shape, classes, **({"channels": setting.channels} if setting.channels else {})
+        )
     if ":" not in name and name not in MODELS:
         raise ConfigError(f"unknown network '{name}'; {config.nearest(name, list(NETWORKS))}")
     if setting.channels:
-        raise ConfigError(f"--channels are those of paired networks, got '{name}'; give --network.options.KEY instead.")
+        raise ConfigError(
+            f"--channels are those of paired networks, got '{name}'; give --network.options.KEY instead."
+        )
     chosen = config.build([("network.name", name), ("network.options", setting.options)])
     return build_model(chosen, in_shape, classes)
 
@@ -230,7 +250,9 @@ def mean_loss(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
 
 
-def plain_step(net: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], int]:
+def plain_step(
+    net: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer
+) -> Callable[[Tensor, Tensor], int]:
     """A training step as anyone writes it."""
 
     def step(x: Tensor, y: Tensor) -> int:
@@ -242,14 +264,22 @@ def plain_step(net: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer
     return step
 
 
-def stream(setting: Setting, dataset: Dataset, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def stream(
+    setting: Setting, dataset: Dataset, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end, flipped and cropped, on the device."""
     if setting.network == "char_gpt":
         generator = torch.Generator().manual_seed(0)
         shape = (setting.batch_size, CONTEXT)
-        drawn = (torch.randint(65, shape, generator=generator).to(device) for _ in itertools.count())
+        drawn = (
+            torch.randint(65, shape, generator=generator).to(device) for _ in itertools.count()
+        )
         return ((x, x.roll(-1, 1)) for x in drawn)
-    images = dataclasses.replace(dataset.train, images=dataset.train.images.to(device), labels=dataset.train.labels.to(device))
+    images = dataclasses.replace(
+        dataset.train,
+        images=dataset.train.images.to(device),
+        labels=dataset.train.labels.to(device),
+    )
     net = plain_network(setting, dataset.in_shape, dataset.classes)
     batches = Batches(
         images,

@@ -38,11 +38,15 @@ def reproduce(place: Place) -> None:
     dataset = data.load(settings["data"], place.data_dir)
     found: dict[str, list[dict[str, Any]]] = {}
     for network in settings["networks"]:
-        setting = contenders.Setting(network, settings["channels"], settings["batch"], lr=settings["lr"])
+        setting = contenders.Setting(
+            network, settings["channels"], settings["batch"], lr=settings["lr"]
+        )
 
         def compute(folder: Any, setting: contenders.Setting = setting) -> Result:
             memory = place.scale != "smoke"
-            rows = bench.bench(CONTENDERS, setting, dataset, settings["warmup"], settings["steps"], memory)
+            rows = bench.bench(
+                CONTENDERS, setting, dataset, settings["warmup"], settings["steps"], memory
+            )
             return {"rows": [dataclasses.asdict(row) for row in rows]}
 
         found[network] = cell(place, network, {**settings, "network": network}, compute)["rows"]

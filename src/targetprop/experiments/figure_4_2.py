@@ -41,7 +41,18 @@ SCALES: dict[str, Result] = {
     "cpu": {"data": "cifar10", "iterations": 5000},
     "paper": {"data": "cifar10", "iterations": 5000},
 }
-PUBLISHED = {255: 84.8, 574: 73, 893: 54.7, 1212: 34, 1530: 18.8, 1850: 10, 2170: 5.6, 2490: 3.7, 2810: 2.9, 4000: 2.66}
+PUBLISHED = {
+    255: 84.8,
+    574: 73,
+    893: 54.7,
+    1212: 34,
+    1530: 18.8,
+    1850: 10,
+    2170: 5.6,
+    2490: 3.7,
+    2810: 2.9,
+    4000: 2.66,
+}
 """Iteration ↦ degrees, read from the published picture of L-DRL (PAPER-DETAILS 6.2)."""
 PUBLISHED_DRL = 17.1
 """Degrees at which the published curve of DRL stays."""
@@ -63,10 +74,14 @@ class Way:
     passes: float
 
 
-def by_solver(solver: Solver, net: Network, leaves: Leaves, seed: int) -> tuple[Callable[[], Any], Tensor]:
+def by_solver(
+    solver: Solver, net: Network, leaves: Leaves, seed: int
+) -> tuple[Callable[[], Any], Tensor]:
     """One call of a solver an iteration."""
     layer, trace = leaves[-1]
-    return partial(solver.train, 0, layer, trace, Memory(), torch.Generator().manual_seed(seed)), layer.omega
+    return partial(
+        solver.train, 0, layer, trace, Memory(), torch.Generator().manual_seed(seed)
+    ), layer.omega
 
 
 def by_drl(net: Network, leaves: Leaves, seed: int) -> tuple[Callable[[], Any], Tensor]:
@@ -74,29 +89,41 @@ def by_drl(net: Network, leaves: Leaves, seed: int) -> tuple[Callable[[], Any], 
     leaves = net.leaf_traces(net.trace(leaves[0][1].input[:128])[1])
     # Their loss is the mean over the layer's units, so that their weight decay weighs more by the number of units.
     units = leaves[-2][1].output[0].numel()
-    algo = DDTPLinear(net, noise=0.0092104, lr=0.00451575, weight_decay=6.1693e-5 * units, seed=seed)
+    algo = DDTPLinear(
+        net, noise=0.0092104, lr=0.00451575, weight_decay=6.1693e-5 * units, seed=seed
+    )
     return partial(algo.reconstruct, len(leaves) - 2, leaves), algo.direct(len(leaves) - 2, leaves)
 
 
 WAYS = {
-    "L-DRL, paper's solver": Way(partial(by_solver, SGDSolver(noise=0.1, lr=0.01, iterations=1, momentum=0.9)), 4),
+    "L-DRL, paper's solver": Way(
+        partial(by_solver, SGDSolver(noise=0.1, lr=0.01, iterations=1, momentum=0.9)), 4
+    ),
     "DRL": Way(by_drl, 3),
     # Noise of 1024 samples, four times the batch, through two products; the solve takes 512 samples through three.
-    "L-DRL, correlation": Way(partial(by_solver, CorrelationSolver(window=10**6, first_iterations=1)), 8),
-    "L-DRL, predictive": Way(partial(by_solver, PredictiveSolver(tolerance=0.02, tracking=False)), 6),
+    "L-DRL, correlation": Way(
+        partial(by_solver, CorrelationSolver(window=10**6, first_iterations=1)), 8
+    ),
+    "L-DRL, predictive": Way(
+        partial(by_solver, PredictiveSolver(tolerance=0.02, tracking=False)), 6
+    ),
 }
 
 
 def marks(iterations: int) -> list[int]:
     """The iterations after which the weight is measured."""
     every = max(1, iterations // 200)
-    return sorted({*range(21), *range(0, iterations + 1, every), *(i for i in PUBLISHED if i <= iterations)})
+    return sorted(
+        {*range(21), *range(0, iterations + 1, every), *(i for i in PUBLISHED if i <= iterations)}
+    )
 
 
 @torch.no_grad()
 def curve(way: Way, seed: int, settings: Result, data_dir: str | None) -> Result:
     """Angle and relative distance of the feedback weight to θ after each of the ``marks``."""
-    net, (x, _) = lenet_batch(settings["data"], data_dir, seed, bias=True, kind="mirror", augment="none")
+    net, (x, _) = lenet_batch(
+        settings["data"], data_dir, seed, bias=True, kind="mirror", augment="none"
+    )
     leaves = net.leaf_traces(net.trace(x)[1])
     theta = leaves[-1][0].theta
     update, omega = way.begin(net, leaves, seed)
@@ -139,16 +166,35 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
     last = results["L-DRL, paper's solver"][0]["iteration"][-1]
     known = {i: a for i, a in PUBLISHED.items() if i <= last}
     if known:
-        lines["angle"].append(Line("published, L-DRL", list(known), list(known.values()), style={"marker": "o", "ls": ""}))
         lines["angle"].append(
-            Line("published, DRL", [max(1, last // 2), last], [PUBLISHED_DRL] * 2, style={"marker": "s", "ls": ""})
+            Line(
+                "published, L-DRL",
+                list(known),
+                list(known.values()),
+                style={"marker": "o", "ls": ""},
+            )
+        )
+        lines["angle"].append(
+            Line(
+                "published, DRL",
+                [max(1, last // 2), last],
+                [PUBLISHED_DRL] * 2,
+                style={"marker": "s", "ls": ""},
+            )
         )
     names = {
         "angle": ("angle of ω to θ", "iterations", "angle (degrees)"),
-        "compute": ("the same against compute", "passes (products of the layer with the batch)", "angle (degrees)"),
+        "compute": (
+            "the same against compute",
+            "passes (products of the layer with the batch)",
+            "angle (degrees)",
+        ),
         "distance": ("relative distance", "iterations", "‖θ − ω‖/‖θ‖"),
     }
-    shown = [Panel(*names[key], lines[key], "symlog", "log" if key == "distance" else "linear") for key in names]
+    shown = [
+        Panel(*names[key], lines[key], "symlog", "log" if key == "distance" else "linear")
+        for key in names
+    ]
     draw_panels(shown, [place.folder / f"figure-4.2.{suffix}" for suffix in ("png", "pdf")], 3)
     write_csv(place.folder / "figure-4.2.csv", rows)
     settings = SCALES[place.scale]
@@ -159,7 +205,11 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
         "deviations, as published."
     )
     table = []
-    for i in [*(i for i in (1, 5, 20) if i <= last), *known, *([last] if last not in known else [])]:
+    for i in [
+        *(i for i in (1, 5, 20) if i <= last),
+        *known,
+        *([last] if last not in known else []),
+    ]:
         row = [str(i), str(known.get(i, "–"))]
         for runs in results.values():
             where = runs[0]["iteration"].index(i)

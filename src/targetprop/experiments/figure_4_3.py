@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from targetprop.algorithms import LDRL, Algorithm, DDTPLinear
-from targetprop.analysis.alignment import backprop_gradients, distance, standing_updates, update_alignment
+from targetprop.analysis.alignment import (
+    backprop_gradients,
+    distance,
+    standing_updates,
+    update_alignment,
+)
 from targetprop.analysis.figures import draw_bars
 from targetprop.experiments.cells import (
     Place,
@@ -29,7 +34,14 @@ from targetprop.experiments.cells import (
     write_csv,
     write_markdown,
 )
-from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, Solver, Symmetric
+from targetprop.feedback import (
+    CorrelationSolver,
+    Fixed,
+    PredictiveSolver,
+    SGDSolver,
+    Solver,
+    Symmetric,
+)
 from targetprop.feedback.memory import Memory
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.laboratory.pairing import Network
@@ -85,7 +97,9 @@ CONDITIONS: dict[str, Condition | None] = {
     "L-DRL, paper's solver": Condition("mirror", paper),
     "L-DRL, symmetric": Condition("mirror", Symmetric(), 1),
     "predictive, mirror": Condition("mirror", ours, 1),
-    "correlation, matched": Condition("matched", CorrelationSolver(window=10**6, first_iterations=1), 1000),
+    "correlation, matched": Condition(
+        "matched", CorrelationSolver(window=10**6, first_iterations=1), 1000
+    ),
     "predictive, matched": Condition("matched", ours, 1),
     "predictive, matched, β = 0.1": Condition("matched", ours, 1, 0.1),
     "symmetric, matched": Condition("matched", Symmetric(), 1),
@@ -96,7 +110,14 @@ CONDITIONS: dict[str, Condition | None] = {
 
 @torch.no_grad()
 def train_layer(
-    folder: Path, index: int, solver: Solver, layer: Layer, trace: Trace, iterations: int, seed: int, tell=lambda done: None
+    folder: Path,
+    index: int,
+    solver: Solver,
+    layer: Layer,
+    trace: Trace,
+    iterations: int,
+    seed: int,
+    tell=lambda done: None,
 ) -> None:
     """So many calls of the solver on one layer and batch, with a checkpoint every 250."""
     path = folder / f"layer-{index}.pt"
@@ -111,7 +132,12 @@ def train_layer(
         solver.train(index, layer, trace, memory, generator)
         done += 1
         if done % 250 == 0:
-            kept = {"omega": layer.omega.data, "memory": memory.state_dict(), "generator": generator.get_state(), "done": done}
+            kept = {
+                "omega": layer.omega.data,
+                "memory": memory.state_dict(),
+                "generator": generator.get_state(),
+                "done": done,
+            }
             checkpoint.save(path, kept)
             tell(done)
 
@@ -129,7 +155,9 @@ def aligned(updates: list[Tensor], gradients: list[Tensor]) -> Result:
     return {"angle": [a for a, _ in found], "distance": [d for _, d in found]}
 
 
-def aligned_as_published(updates: Sequence[Tensor], gradients: Sequence[Tensor], units: Sequence[int], batch: int) -> Result:
+def aligned_as_published(
+    updates: Sequence[Tensor], gradients: Sequence[Tensor], units: Sequence[int], batch: int
+) -> Result:
     """The same for DRL, measured as the published code does (PAPER-DETAILS 6.1, 6.3, 8).
 
     The update keeps there the size that its local loss gives it, u·2η/(βBm), of which little is left beside the 1e-8:
@@ -155,11 +183,17 @@ def measure_ldrl(place: Place, folder: Path, label: str, seed: int, settings: Re
     """Train the feedback of a condition of L-DRL and measure the updates."""
     condition = CONDITIONS[label]
     assert condition is not None
-    net, (x, y) = lenet_batch(settings["data"], place.data_dir, seed, False, condition.kind, "flip-crop")
+    net, (x, y) = lenet_batch(
+        settings["data"], place.data_dir, seed, False, condition.kind, "flip-crop"
+    )
     net, x = net.to(condition.dtype), x.to(condition.dtype)
     with torch.no_grad():
         leaves = net.leaf_traces(net.trace(x)[1])
-    iterations = settings["iterations"] if condition.iterations is None else min(condition.iterations, settings["iterations"])
+    iterations = (
+        settings["iterations"]
+        if condition.iterations is None
+        else min(condition.iterations, settings["iterations"])
+    )
     for index, (layer, trace) in enumerate(leaves[1:]):
 
         def tell(done: int, index: int = index) -> None:
@@ -248,4 +282,6 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
         "0.02. Mirror feedback where not stated."
     )
     headings = ("condition", "published " + "/".join(LAYERS), *LAYERS)
-    write_markdown(place, "figure-4.3", "Figure 4.3: the updates of every layer", about, headings, table)
+    write_markdown(
+        place, "figure-4.3", "Figure 4.3: the updates of every layer", about, headings, table
+    )

@@ -13,7 +13,15 @@ import torch
 
 from targetprop.algorithms import LDRL
 from targetprop.analysis.figures import Line, Panel, draw_panels
-from targetprop.experiments.cells import Place, Result, cell, lenet_batch, run_settings, slug, write_csv
+from targetprop.experiments.cells import (
+    Place,
+    Result,
+    cell,
+    lenet_batch,
+    run_settings,
+    slug,
+    write_csv,
+)
 from targetprop.experiments.figure_4_3 import BETA, LAYERS, SEEDS, aligned, paper, step
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, Solver, Symmetric
 from targetprop.feedback.memory import Memory
@@ -53,14 +61,25 @@ class Way:
         for layer, trace in leaves:
             positions = layer.map.apply(trace.input, layer.theta).numel() // len(layer.theta)
             whole += positions * layer.theta.numel()
-            spent += self.passes * self.samples(layer.theta[0].numel(), positions) * layer.theta.numel()
+            spent += (
+                self.passes * self.samples(layer.theta[0].numel(), positions) * layer.theta.numel()
+            )
         return spent / whole
 
 
 WAYS = {
     "paper's solver": Way(paper, 4, lambda d, positions: positions),
-    "correlation": Way(CorrelationSolver(window=10**6, first_iterations=1), 2, lambda d, positions: min(ROWS, 2 * d)),
-    "predictive": Way(PredictiveSolver(tolerance=0.0, tracking=False), 3, lambda d, positions: 1 << (d - 1).bit_length(), 10),
+    "correlation": Way(
+        CorrelationSolver(window=10**6, first_iterations=1),
+        2,
+        lambda d, positions: min(ROWS, 2 * d),
+    ),
+    "predictive": Way(
+        PredictiveSolver(tolerance=0.0, tracking=False),
+        3,
+        lambda d, positions: 1 << (d - 1).bit_length(),
+        10,
+    ),
 }
 
 
@@ -80,7 +99,11 @@ def curve(way: Way, kind: str, seed: int, settings: Result, data_dir: str | None
         leaves = net.leaf_traces(net.trace(x)[1])[1:]
     memories = [Memory() for _ in leaves]
     measured = marks(min(settings["iterations"], way.most))
-    found: Result = {"iteration": measured, "passes": [i * way.cost(leaves) for i in measured], "angle": []}
+    found: Result = {
+        "iteration": measured,
+        "passes": [i * way.cost(leaves) for i in measured],
+        "angle": [],
+    }
 
     def angles() -> list[float]:
         return aligned(*step(net, algo, x, y))["angle"]
@@ -120,23 +143,46 @@ def over_iterations(place: Place) -> None:
             lines = []
             for label, run in results.items():
                 style = {"ls": "--" if label.endswith("mirror") else "-"}
-                lines.append(Line(label, run[key], [angles[n] for angles in run["angle"]], style=style))
+                lines.append(
+                    Line(label, run[key], [angles[n] for angles in run["angle"]], style=style)
+                )
             longest = [0, max(run[key][-1] for run in results.values())]
             for kind in ("mirror", "matched"):
                 limit = results[f"predictive, {kind}"]["limit"][n]
                 style = {"ls": "--" if kind == "mirror" else "-", "lw": 0.8}
                 lines.append(Line(f"ω = θᵀ, {kind}", longest, [limit, limit], style=style))
             scale = "symlog"
-            shown.append(Panel(layer, words, "angle to the backprop gradient (degrees)", lines, scale, floor=0))
+            shown.append(
+                Panel(
+                    layer, words, "angle to the backprop gradient (degrees)", lines, scale, floor=0
+                )
+            )
     for label, run in results.items():
         for i, spent, angles in zip(run["iteration"], run["passes"], run["angle"], strict=True):
-            rows.append({"condition": label, "iteration": i, "passes": spent, **dict(zip(LAYERS, angles, strict=True))})
-    draw_panels(shown, [place.folder / f"alignment-over-iterations.{suffix}" for suffix in ("png", "pdf")], 3)
+            rows.append(
+                {
+                    "condition": label,
+                    "iteration": i,
+                    "passes": spent,
+                    **dict(zip(LAYERS, angles, strict=True)),
+                }
+            )
+    draw_panels(
+        shown,
+        [place.folder / f"alignment-over-iterations.{suffix}" for suffix in ("png", "pdf")],
+        3,
+    )
     write_csv(place.folder / "alignment-over-iterations.csv", rows)
 
 
 TRAINING: dict[str, Result] = {
-    "smoke": {"data.name": "digits", "data.augment": "none", "data.batch_size": 64, "steps": 6, "measure_every": 2},
+    "smoke": {
+        "data.name": "digits",
+        "data.augment": "none",
+        "data.batch_size": 64,
+        "steps": 6,
+        "measure_every": 2,
+    },
     "cpu": {"data.name": "cifar10", "steps": 100, "measure_every": 10},
     "paper": {"data.name": "cifar10", "epochs": 90, "measure_every": 350},
 }
@@ -153,7 +199,9 @@ def over_training(place: Place) -> None:
     shown, rows = [], []
     for label, (preset, settings) in VARIANTS.items():
         overrides = {**settings, **chosen, "data.validation": 0, "data.dir": place.data_dir}
-        run = config.load(preset, [(key, value) for key, value in overrides.items() if value is not None])
+        run = config.load(
+            preset, [(key, value) for key, value in overrides.items() if value is not None]
+        )
         folder = place.folder / "cells" / "training" / slug(label) / "run"
 
         def compute(_: Path, run: Config = run, folder: Path = folder) -> Result:
@@ -162,8 +210,15 @@ def over_training(place: Place) -> None:
         cell(place, f"training/{slug(label)}", run_settings(run), compute)
         measured = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("angle")]
         at = [row["step"] for row in measured]
-        lines = [Line(layer, at, [row["angle"][layer] for row in measured]) for layer in measured[0]["angle"]]
-        shown.append(Panel(label, "step", "angle to the backprop gradient (degrees)", lines, floor=0))
+        lines = [
+            Line(layer, at, [row["angle"][layer] for row in measured])
+            for layer in measured[0]["angle"]
+        ]
+        shown.append(
+            Panel(label, "step", "angle to the backprop gradient (degrees)", lines, floor=0)
+        )
         rows += [{"condition": label, "step": row["step"], **row["angle"]} for row in measured]
-    draw_panels(shown, [place.folder / f"alignment-over-training.{suffix}" for suffix in ("png", "pdf")], 3)
+    draw_panels(
+        shown, [place.folder / f"alignment-over-training.{suffix}" for suffix in ("png", "pdf")], 3
+    )
     write_csv(place.folder / "alignment-over-training.csv", rows)

@@ -13,7 +13,9 @@ from targetprop.experiments.contenders import CONTEXT, Setting, contender, plain
 from targetprop.training.device import layout, pick_device, weight_dtype
 
 
-def peak_memory(name: str, setting: Setting, in_shape: Sequence[int], classes: int, steps: int = 12) -> float | None:
+def peak_memory(
+    name: str, setting: Setting, in_shape: Sequence[int], classes: int, steps: int = 12
+) -> float | None:
     """MiB that building the contender and training it for ``steps`` steps adds to a new process, on random images.
 
     On CUDA, the most that torch's allocator held. None where the system does not tell.
@@ -22,7 +24,9 @@ def peak_memory(name: str, setting: Setting, in_shape: Sequence[int], classes: i
         return pool.apply(_peak_memory, (name, setting, tuple(in_shape), classes, steps))
 
 
-def _peak_memory(name: str, setting: Setting, in_shape: tuple[int, ...], classes: int, steps: int) -> float | None:
+def _peak_memory(
+    name: str, setting: Setting, in_shape: tuple[int, ...], classes: int, steps: int
+) -> float | None:
     device = pick_device(setting.device)
     if setting.threads:
         torch.set_num_threads(setting.threads)
@@ -34,8 +38,13 @@ def _peak_memory(name: str, setting: Setting, in_shape: tuple[int, ...], classes
         x = y = torch.randint(65, (setting.batch_size, CONTEXT), device=device)
     else:
         form = layout(plain_network(setting, in_shape, classes), setting.memory_format)
-        x = torch.randn(setting.batch_size, *in_shape, dtype=weight_dtype(setting.precision), device=device)
-        x, y = x.contiguous(memory_format=form), torch.randint(classes, (setting.batch_size,), device=device)
+        x = torch.randn(
+            setting.batch_size, *in_shape, dtype=weight_dtype(setting.precision), device=device
+        )
+        x, y = (
+            x.contiguous(memory_format=form),
+            torch.randint(classes, (setting.batch_size,), device=device),
+        )
     for _ in range(steps if contestant.block > 1 else 1):
         contestant.step(x, y)
     if device.type == "cuda":

@@ -67,7 +67,12 @@ class Contents:
     published: dict[tuple[str, str], str]
 
 
-ALIKE: Result = {"schedule.unit": "step", "schedule.minimum": 0.0, "data.batch_size": 128, "optimizer.weight_decay": 1e-4}
+ALIKE: Result = {
+    "schedule.unit": "step",
+    "schedule.minimum": 0.0,
+    "data.batch_size": 128,
+    "optimizer.weight_decay": 1e-4,
+}
 """Of reduced runs: the same batch and schedule for every column."""
 
 SMOKE = Scale(
@@ -89,7 +94,11 @@ TABLE_1 = Contents(
         PAPERS: ("ldrl-paper", {}),
         "DTP": (
             "backprop",
-            {"algorithm.name": "dtp", "reconstruction.lr": [3e-6, 3e-5, 3e-4], "reconstruction.iterations": 5},
+            {
+                "algorithm.name": "dtp",
+                "reconstruction.lr": [3e-6, 3e-5, 3e-4],
+                "reconstruction.iterations": 5,
+            },
         ),
         "DRL": ("backprop", {"algorithm.name": "drl"}),
         "s-DDTP": ("backprop", {"algorithm.name": "ddtp_linear"}),
@@ -101,11 +110,22 @@ TABLE_1 = Contents(
         "cpu": Scale(
             ["mnist", "fashion-mnist", "cifar10"],
             [0, 1, 2],
-            {**ALIKE, "network.channels": [16, 32, 128], "steps": 150, "schedule.period": 150, "measure_every": 25},
+            {
+                **ALIKE,
+                "network.channels": [16, 32, 128],
+                "steps": 150,
+                "schedule.period": 150,
+                "measure_every": 25,
+            },
             "LeNet of widths 16, 32, 128 instead of 32, 64, 512; 150 steps of 128 images instead of 90 epochs",
             GRID,
         ),
-        "paper": Scale(["mnist", "fashion-mnist", "cifar10"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
+        "paper": Scale(
+            ["mnist", "fashion-mnist", "cifar10"],
+            [123, 124, 125, 126, 127],
+            {"epochs": 90},
+            "nothing",
+        ),
     },
     published={
         ("mnist", PAPERS): "98.93 ± 0.04",
@@ -124,17 +144,27 @@ TABLE_2 = Contents(
         "cpu": Scale(
             ["cifar10"],
             [0, 1, 2],
-            {**ALIKE, "network.channels": [32, 64, 128, 128, 256], "epochs": 2, "steps": 700, "schedule.period": 700},
+            {
+                **ALIKE,
+                "network.channels": [32, 64, 128, 128, 256],
+                "epochs": 2,
+                "steps": 700,
+                "schedule.period": 700,
+            },
             "widths 32-64-128-128-256 instead of 128-128-256-256-512; 700 steps of 128 images (two epochs) instead of 90 "
             "epochs",
         ),
-        "paper": Scale(["cifar10", "imagenet32"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"),
+        "paper": Scale(
+            ["cifar10", "imagenet32"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"
+        ),
     },
     published={("cifar10", PAPERS): "89.38 ± 0.20", ("cifar10", "backprop"): "89.07 ± 0.22"},
 )
 
 
-def chosen(contents: Contents, scale: str, data_name: str, column: str, seed: int, data_dir: str | None) -> config.Config:
+def chosen(
+    contents: Contents, scale: str, data_name: str, column: str, seed: int, data_dir: str | None
+) -> config.Config:
     """The configuration of a cell; at a reduced scale every column sees the images of backprop's preset."""
     variant, settings = contents.columns[column]
     prefix = "digits" if data_name == "digits" else f"{data_name}-{contents.network}"
@@ -142,7 +172,11 @@ def chosen(contents: Contents, scale: str, data_name: str, column: str, seed: in
     overrides: Result = {**settings, **contents.scales[scale].settings, "seed": seed}
     if scale != "paper":
         base = presets[f"{prefix}-backprop"]
-        overrides |= {key: base[key] for key in ("data.augment", "data.padding") if key in base and key not in settings}
+        overrides |= {
+            key: base[key]
+            for key in ("data.augment", "data.padding")
+            if key in base and key not in settings
+        }
     if data_dir:
         overrides["data.dir"] = data_dir
     return config.load(f"{prefix}-{variant}", list(overrides.items()))
@@ -150,7 +184,9 @@ def chosen(contents: Contents, scale: str, data_name: str, column: str, seed: in
 
 def columns(contents: Contents, scale: str) -> list[str]:
     """The columns of a scale: a reduced table 2 leaves the paper's solver to table 1."""
-    return [c for c in contents.columns if scale != "cpu" or contents.network == "lenet" or c != PAPERS]
+    return [
+        c for c in contents.columns if scale != "cpu" or contents.network == "lenet" or c != PAPERS
+    ]
 
 
 def reproduce(contents: Contents, name: str, place: Place) -> None:
@@ -162,7 +198,11 @@ def reproduce(contents: Contents, name: str, place: Place) -> None:
     scale = contents.scales[place.scale]
     seeds = place.choose(scale.seeds)
     labels = columns(contents, place.scale)
-    plans = {(d, c): chosen(contents, place.scale, d, c, seeds[0], place.data_dir) for d in scale.sets for c in labels}
+    plans = {
+        (d, c): chosen(contents, place.scale, d, c, seeds[0], place.data_dir)
+        for d in scale.sets
+        for c in labels
+    }
     results: dict[tuple[str, str], list[Result]] = {}
     for seed in seeds:
         for data_name in scale.sets:
@@ -171,7 +211,9 @@ def reproduce(contents: Contents, name: str, place: Place) -> None:
                 if scale.grid and column != PAPERS:
                     plan = with_rate(plan, best_rate(place, where, plan, scale.grid))
                 found = train(place, f"{where}/seed-{seed}", dataclasses.replace(plan, seed=seed))
-                results.setdefault((data_name, column), []).append({**found, "lr": plan.optimizer.lr})
+                results.setdefault((data_name, column), []).append(
+                    {**found, "lr": plan.optimizer.lr}
+                )
             write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
 
 
@@ -199,7 +241,13 @@ def best_rate(place: Place, where: str, plan: config.Config, grid: Sequence[floa
     return max(grid, key=lambda rate: found[rate].get("validation_accuracy", -1.0))
 
 
-def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, str], list[Result]], seeds: Sequence[int]):
+def write(
+    contents: Contents,
+    name: str,
+    place: Place,
+    results: dict[tuple[str, str], list[Result]],
+    seeds: Sequence[int],
+):
     """The table as .csv, .png, .pdf and .md."""
     scale = contents.scales[place.scale]
     labels = columns(contents, place.scale)
@@ -213,7 +261,11 @@ def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, 
         for label in labels:
             runs = [run for run in results[data_name, label] if "diverged" not in run]
             lost = len(results[data_name, label]) - len(runs)
-            (mean,), (std,) = mean_and_std([100 * run["test"]["accuracy"]] for run in runs) if runs else ([0.0], [0.0])
+            (mean,), (std,) = (
+                mean_and_std([100 * run["test"]["accuracy"]] for run in runs)
+                if runs
+                else ([0.0], [0.0])
+            )
             means[label].append(mean)
             stds[label].append(std)
             known = contents.published.get((data_name, label))
@@ -239,7 +291,14 @@ def write(contents: Contents, name: str, place: Place, results: dict[tuple[str, 
                 }
             )
         table.append(shown)
-    draw_bars(sets, means, stds, {}, "test accuracy (%)", [place.folder / f"{name}.{s}" for s in ("png", "pdf")])
+    draw_bars(
+        sets,
+        means,
+        stds,
+        {},
+        "test accuracy (%)",
+        [place.folder / f"{name}.{s}" for s in ("png", "pdf")],
+    )
     write_csv(place.folder / f"{name}.csv", rows)
     rates = (
         f"Learning rates: of each column the best of {', '.join(f'{rate:g}' for rate in scale.grid)} by validation accuracy "

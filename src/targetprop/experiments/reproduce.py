@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from targetprop.experiments import cost, figure_4_2, figure_4_3, figure_4_3_curves, paper_tables, theory
+from targetprop.experiments import (
+    cost,
+    figure_4_2,
+    figure_4_3,
+    figure_4_3_curves,
+    paper_tables,
+    theory,
+)
 from targetprop.experiments.cells import Place
 
 

@@ -73,7 +73,9 @@ def scaling(
         found[axis] = []
         for value in values[axis]:
             setting = point(axis, value, shared)
-            found[axis].append((value, bench.bench(("backprop", "ldrl"), setting, dataset, 3, steps, memory)))
+            found[axis].append(
+                (value, bench.bench(("backprop", "ldrl"), setting, dataset, 3, steps, memory))
+            )
             tell(f"{axis} {value:g}", 1)
     return found
 
@@ -82,17 +84,30 @@ def write(found: dict[str, list[tuple[float, list[Row]]]], shared: Setting, out:
     """Write ``scaling.json``, ``scaling.md`` and ``scaling.png`` into the folder ``out``."""
     record = environment(pick_device(shared.device), 0)
     plain: dict[str, Any] = {
-        axis: [{"value": value, "rows": [dataclasses.asdict(row) for row in rows]} for value, rows in points]
+        axis: [
+            {"value": value, "rows": [dataclasses.asdict(row) for row in rows]}
+            for value, rows in points
+        ]
         for axis, points in found.items()
     }
-    write_text(out / "scaling.json", json.dumps({"environment": record, "results": plain}, indent=2) + "\n")
+    write_text(
+        out / "scaling.json", json.dumps({"environment": record, "results": plain}, indent=2) + "\n"
+    )
     text = bench_report.provenance(record)
     headings = ("value", "backprop ms", "L-DRL ms", "×", "backprop MiB", "L-DRL MiB", "×")
     for axis, points in found.items():
         lines = []
         for value, (base, ours) in points:
             times = (number(base.ms, 1), number(ours.ms, 1), number(ours.ratio, 2))
-            lines.append((f"{value:g}", *times, number(base.memory, 0), number(ours.memory, 0), number(ours.memory_ratio, 2)))
+            lines.append(
+                (
+                    f"{value:g}",
+                    *times,
+                    number(base.memory, 0),
+                    number(ours.memory, 0),
+                    number(ours.memory_ratio, 2),
+                )
+            )
         text += f"\n## {axis}\n\n" + markdown(headings, lines)
     write_text(out / "scaling.md", text)
     draw_scaling(plain, out / "scaling.png")

@@ -33,7 +33,9 @@ class Cell:
         return json.loads(path.read_text()) if path.exists() else None
 
 
-def cells(names: Sequence[str], seeds: int, settings: Sequence[tuple[str, Any]], folder: Path) -> list[Cell]:
+def cells(
+    names: Sequence[str], seeds: int, settings: Sequence[tuple[str, Any]], folder: Path
+) -> list[Cell]:
     """Every cell of a sweep, seed by seed.
 
     Raises:
@@ -49,15 +51,21 @@ def cells(names: Sequence[str], seeds: int, settings: Sequence[tuple[str, Any]],
             cell = Cell(name, seed, chosen, folder / Path(name).stem / f"seed-{seed}")
             path = cell.folder / "config.yaml"
             if path.exists() and (held := differences(config.load(str(path)), chosen)):
-                raise ConfigError(f"{cell.folder} holds a run with other settings ({held}); give another --out.")
+                raise ConfigError(
+                    f"{cell.folder} holds a run with other settings ({held}); give another --out."
+                )
             found.append(cell)
     return found
 
 
 def differences(a: Config, b: Config) -> str:
     """The keys in which two configurations differ, where the data lie apart."""
-    ours, theirs = (dict(config.flat(one.to_dict())) for one in (a, b))  # options of networks may be of one of them only
-    return ", ".join(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key != "data.dir")
+    ours, theirs = (
+        dict(config.flat(one.to_dict())) for one in (a, b)
+    )  # options of networks may be of one of them only
+    return ", ".join(
+        key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key != "data.dir"
+    )
 
 
 def run_cell(cell: Cell, follow: Callable[[session.Session], None]) -> None:
@@ -102,9 +110,13 @@ def summarise(found: Sequence[Cell]) -> list[Summary]:
         seconds = statistics.mean(result["seconds_per_step"] for result in ended)
         base = lines[0].ms if lines else 1000 * seconds
         spread = statistics.stdev(accuracies) if len(ended) > 1 else None
-        minutes = statistics.mean(result["seconds_per_step"] * result["steps"] / 60 for result in ended)
+        minutes = statistics.mean(
+            result["seconds_per_step"] * result["steps"] / 60 for result in ended
+        )
         mean = statistics.mean(accuracies)
-        lines.append(Summary(name, len(ended), mean, spread, 1000 * seconds, 1000 * seconds / base, minutes))
+        lines.append(
+            Summary(name, len(ended), mean, spread, 1000 * seconds, 1000 * seconds / base, minutes)
+        )
     return lines
 
 
@@ -115,7 +127,14 @@ def row(line: Summary) -> tuple[str, ...]:
     """A summary as text, under ``HEADINGS``."""
     spread = "" if line.accuracy_std is None else f" ± {100 * line.accuracy_std:.2f}"
     accuracy = f"{100 * line.accuracy:.2f}{spread} %"
-    return line.name, str(line.seeds), accuracy, number(line.ms, 2), number(line.ratio, 2), number(line.minutes, 1)
+    return (
+        line.name,
+        str(line.seeds),
+        accuracy,
+        number(line.ms, 2),
+        number(line.ratio, 2),
+        number(line.minutes, 1),
+    )
 
 
 def write(found: Sequence[Cell], folder: Path) -> list[Summary]:
@@ -124,5 +143,8 @@ def write(found: Sequence[Cell], folder: Path) -> list[Summary]:
     record = json.loads((found[0].folder / "environment.json").read_text())
     plain = {"environment": record, "results": [dataclasses.asdict(line) for line in lines]}
     write_text(folder / "sweep.json", json.dumps(plain, indent=2) + "\n")
-    write_text(folder / "sweep.md", provenance(record) + "\n" + markdown(HEADINGS, [row(line) for line in lines]))
+    write_text(
+        folder / "sweep.md",
+        provenance(record) + "\n" + markdown(HEADINGS, [row(line) for line in lines]),
+    )
     return lines

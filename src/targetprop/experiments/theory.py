@@ -20,7 +20,14 @@ from targetprop import data
 from targetprop.algorithms import LDRL
 from targetprop.analysis.alignment import backprop_gradients
 from targetprop.analysis.figures import Line, Panel, draw_panels
-from targetprop.experiments.cells import Place, Result, cell, mean_and_std, write_csv, write_markdown
+from targetprop.experiments.cells import (
+    Place,
+    Result,
+    cell,
+    mean_and_std,
+    write_csv,
+    write_markdown,
+)
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, SGDSolver, losses
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.solver import probe_of
@@ -42,13 +49,19 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Of the least-squares line through (log x, log y)."""
     u, v = [math.log(a) for a in x], [math.log(b) for b in y]
     mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
-    return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / sum((a - mean_u) ** 2 for a in u)
+    return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / sum(
+        (a - mean_u) ** 2 for a in u
+    )
 
 
-def batch(settings: Result, data_dir: str | None, seed: int) -> tuple[Tensor, Tensor, tuple[int, ...], int]:
+def batch(
+    settings: Result, data_dir: str | None, seed: int
+) -> tuple[Tensor, Tensor, tuple[int, ...], int]:
     """Standardised images and labels in float64, the images' shape and the number of classes."""
     dataset = data.load(settings["data"], data_dir)
-    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[: settings["batch"]]
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[
+        : settings["batch"]
+    ]
     x = dataset.train.images[order].double()
     return (x - x.mean()) / x.std(), dataset.train.labels[order], dataset.in_shape, dataset.classes
 
@@ -65,7 +78,10 @@ def small_noise(settings: Result, data_dir: str | None, seed: int, activation: s
     layer, trace = net.leaf_traces(net.trace(x)[1])[1]
     generator = torch.Generator().manual_seed(seed)
     draws = [
-        tuple(torch.randn(a.shape, generator=generator, dtype=a.dtype) for a in (trace.input, trace.output))
+        tuple(
+            torch.randn(a.shape, generator=generator, dtype=a.dtype)
+            for a in (trace.input, trace.output)
+        )
         for _ in range(settings["draws"])
     ]
     limit = sum(limit_of_loss(layer, trace, e, h) for e, h in draws) / len(draws)
@@ -102,7 +118,10 @@ def gradient_error(settings: Result, data_dir: str | None, seed: int, kind: str)
         algo = LDRL(net, beta, Fixed())
         net.zero_grad()
         algo.backward(x, y)
-        pairs: Any = [(layer.theta.grad, g) for layer, g in zip(net.layers, backprop_gradients(net, algo, x, y), strict=True)]
+        pairs: Any = [
+            (layer.theta.grad, g)
+            for layer, g in zip(net.layers, backprop_gradients(net, algo, x, y), strict=True)
+        ]
         apart = sum((u - g).square().sum().item() for u, g in pairs)
         errors.append((apart / sum(g.square().sum().item() for _, g in pairs)) ** 0.5)
     return {"errors": errors, "slope": slope(BETAS[:3], errors[:3])}
@@ -136,13 +155,20 @@ def mismatch(settings: Result, data_dir: str | None, seed: int) -> Result:
             found[name].append(((layer.omega - layer.theta).norm() / layer.theta.norm()).item())
         if name == "correlation":
             d, samples = layer.theta[0].numel(), len(probe_of(layer, trace).noise(0))
-            found["predicted"] = [((d + 1) / (samples * n)) ** 0.5 for n in range(1, settings["iterations"] + 1)]
+            found["predicted"] = [
+                ((d + 1) / (samples * n)) ** 0.5 for n in range(1, settings["iterations"] + 1)
+            ]
     return found
 
 
-def csv_rows(check: str, case: str, x: Sequence[float], errors: Sequence[float], stds: Sequence[float]) -> list[Result]:
+def csv_rows(
+    check: str, case: str, x: Sequence[float], errors: Sequence[float], stds: Sequence[float]
+) -> list[Result]:
     """A row per abscissa."""
-    return [{"check": check, "case": case, "x": a, "error": e, "std": s} for a, e, s in zip(x, errors, stds, strict=True)]
+    return [
+        {"check": check, "case": case, "x": a, "error": e, "std": s}
+        for a, e, s in zip(x, errors, stds, strict=True)
+    ]
 
 
 def reproduce(place: Place) -> None:
@@ -158,7 +184,9 @@ def reproduce(place: Place) -> None:
             def noisy(folder: Path, activation: str = activation, seed: int = seed) -> Result:
                 return small_noise(settings, place.data_dir, seed, activation)
 
-            noise.setdefault(activation, []).append(cell(place, f"noise/{activation}/seed-{seed}", own, noisy))
+            noise.setdefault(activation, []).append(
+                cell(place, f"noise/{activation}/seed-{seed}", own, noisy)
+            )
         for kind in ("matched", "mirror"):
 
             def nudged(folder: Path, kind: str = kind, seed: int = seed) -> Result:
@@ -166,17 +194,33 @@ def reproduce(place: Place) -> None:
 
             nudge.setdefault(kind, []).append(cell(place, f"nudge/{kind}/seed-{seed}", own, nudged))
         falls.append(
-            cell(place, f"mismatch/seed-{seed}", own, lambda folder, seed=seed: mismatch(settings, place.data_dir, seed))
+            cell(
+                place,
+                f"mismatch/seed-{seed}",
+                own,
+                lambda folder, seed=seed: mismatch(settings, place.data_dir, seed),
+            )
         )
     write(place, noise, nudge, falls)
 
 
-def write(place: Place, noise: dict[str, list[Result]], nudge: dict[str, list[Result]], falls: list[Result]) -> None:
+def write(
+    place: Place,
+    noise: dict[str, list[Result]],
+    nudge: dict[str, list[Result]],
+    falls: list[Result],
+) -> None:
     """Pictures, CSV and the fitted slopes."""
     shown, table, rows = [], [], []
     settings = SCALES[place.scale]
     for title, xlabel, at, found, expected in (
-        ("L-DRL loss / σ² less its small-noise limit", "σ", SIGMAS, noise, {"tanh": "2", "elu": "2"}),
+        (
+            "L-DRL loss / σ² less its small-noise limit",
+            "σ",
+            SIGMAS,
+            noise,
+            {"tanh": "2", "elu": "2"},
+        ),
         ("update less gradient, ω = θᵀ", "β", BETAS, nudge, {"matched": "1", "mirror": "0"}),
     ):
         lines = []
@@ -186,7 +230,8 @@ def write(place: Place, noise: dict[str, list[Result]], nudge: dict[str, list[Re
             lines.append(Line(f"{label}: slope {fitted:.2f}", at, errors))
             table.append((title, label, f"{fitted:.2f} ± {std:.2f}", expected[label]))
             rows += [
-                {"check": title, "case": label, "x": a, "error": e, "std": s} for a, e, s in zip(at, errors, stds, strict=True)
+                {"check": title, "case": label, "x": a, "error": e, "std": s}
+                for a, e, s in zip(at, errors, stds, strict=True)
             ]
         shown.append(Panel(title, xlabel, "error", lines, "log", "log"))
     lines = []
@@ -203,10 +248,23 @@ def write(place: Place, noise: dict[str, list[Result]], nudge: dict[str, list[Re
     slopes = [slope(range(1, len(fall["correlation"]) + 1), fall["correlation"]) for fall in falls]
     (mean,), (std,) = mean_and_std([s] for s in slopes)
     table.append(("mismatch, slope", "correlation", f"{mean:.2f} ± {std:.2f}", "−0.5"))
-    ratios = [sum(math.log(f / p) for f, p in zip(fall["correlation"], fall["predicted"], strict=True)) for fall in falls]
+    ratios = [
+        sum(math.log(f / p) for f, p in zip(fall["correlation"], fall["predicted"], strict=True))
+        for fall in falls
+    ]
     (mean,), (std,) = mean_and_std([math.exp(r / len(falls[0]["predicted"]))] for r in ratios)
     table.append(("mismatch over the predicted", "correlation", f"{mean:.3f} ± {std:.3f}", "1"))
-    shown.append(Panel("mismatch of the Jacobians", "iterations", "‖A_ω − A_θ‖/‖A_θ‖", lines, "log", "log", 1e-6))
+    shown.append(
+        Panel(
+            "mismatch of the Jacobians",
+            "iterations",
+            "‖A_ω − A_θ‖/‖A_θ‖",
+            lines,
+            "log",
+            "log",
+            1e-6,
+        )
+    )
     draw_panels(shown, [place.folder / f"theory.{suffix}" for suffix in ("png", "pdf")], 3)
     write_csv(place.folder / "theory.csv", rows)
     about = (
@@ -214,4 +272,11 @@ def write(place: Place, noise: dict[str, list[Result]], nudge: dict[str, list[Re
         f"mirror feedback, {settings['draws']} antithetic pairs of noise. Update: LeNet 8-16-32 with ELU, slope over the "
         "three smallest β. Mismatch: the second convolution of SimpleVGG 8-16."
     )
-    write_markdown(place, "theory", "Checks of the theory", about, ("check", "case", "fitted", "expected"), table)
+    write_markdown(
+        place,
+        "theory",
+        "Checks of the theory",
+        about,
+        ("check", "case", "fitted", "expected"),
+        table,
+    )

@@ -14,9 +14,13 @@ from targetprop.laboratory.layers import Layer, Trace
 from targetprop.ranks import ALONE, Group
 
 
-def adam_step(weight: Tensor, gradient: Tensor, memory: Memory, lr: float, weight_decay: float) -> None:
+def adam_step(
+    weight: Tensor, gradient: Tensor, memory: Memory, lr: float, weight_decay: float
+) -> None:
     """Adam with coupled weight decay (Kingma and Ba 2015; β₁ = 0.9, β₂ = 0.999, ε = 1e-8), in place."""
-    mean, square = (memory.tensors.setdefault(key, torch.zeros_like(weight)) for key in ("mean", "square"))
+    mean, square = (
+        memory.tensors.setdefault(key, torch.zeros_like(weight)) for key in ("mean", "square")
+    )
     gradient = gradient.add(weight, alpha=weight_decay)
     memory.probes += 1
     mean.lerp_(gradient, 1 - 0.9)
@@ -44,14 +48,22 @@ class AdamSolver(Solver):
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
+        self,
+        index: int,
+        layer: Layer,
+        trace: Trace,
+        memory: Memory,
+        generator: Generator,
+        peers: Group = ALONE,
     ) -> FeedbackReport:
         """One update of ω; the reported loss is that before it."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
         loss, gradient = trace.input.new_zeros(()), torch.zeros_like(layer.omega)
         output = trace.output
         for _ in range(self.samples):
-            e, h = (noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, output))
+            e, h = (
+                noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, output)
+            )
             one, part = losses.ldrl(layer, trace, e, h)
             loss, gradient = loss + one / self.samples, gradient.add_(part, alpha=1 / self.samples)
         peers.mean_(loss, gradient)

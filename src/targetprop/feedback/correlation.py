@@ -66,4 +66,6 @@ class CorrelationSolver(ProbeSolver):
             mean = mean.lerp(found, 1 / min(memory.probes, self.window))
         memory.tensors["correlation"] = mean
         scale = probe.coefficient()
-        return torch.where(scale != 0, mean / scale, probe.omega)  # what no input reaches plays no part: leave it
+        return torch.where(
+            scale != 0, mean / scale, probe.omega
+        )  # what no input reaches plays no part: leave it

@@ -31,7 +31,13 @@ class JacobianMatching(Solver):
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
+        self,
+        index: int,
+        layer: Layer,
+        trace: Trace,
+        memory: Memory,
+        generator: Generator,
+        peers: Group = ALONE,
     ) -> FeedbackReport:
         """Set ω."""
         cross = square = torch.zeros(())

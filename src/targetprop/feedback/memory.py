@@ -51,7 +51,10 @@ class Memory:
 
     def state_dict(self, device: torch.device | None = None) -> dict[str, Any]:
         """Plain numbers and copies of the tensors, on ``device`` where one is given."""
-        return {**vars(self), "tensors": {k: v.to(device or v.device, copy=True) for k, v in self.tensors.items()}}
+        return {
+            **vars(self),
+            "tensors": {k: v.to(device or v.device, copy=True) for k, v in self.tensors.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
         """Restore what :meth:`state_dict` gave."""

@@ -101,8 +101,12 @@ def orthogonal_noise(inputs: int, seed: int, like: Tensor) -> Iterator[Tensor]:
     order = 1 << (inputs - 1).bit_length()
     base = hadamard(min(order, BLOCK), like)
     pieces = -(-inputs // len(base))
-    flip = torch.nn.functional.pad(signs(inputs, seed, like), (0, pieces * len(base) - inputs)).view(pieces, -1)
-    for row in hadamard(order // len(base), like)[:, :pieces, None]:  # H_n = H_coarse ⊗ H_base, by rows of H_coarse
+    flip = torch.nn.functional.pad(
+        signs(inputs, seed, like), (0, pieces * len(base) - inputs)
+    ).view(pieces, -1)
+    for row in hadamard(order // len(base), like)[
+        :, :pieces, None
+    ]:  # H_n = H_coarse ⊗ H_base, by rows of H_coarse
         yield (base[:, None] * (row * flip)).flatten(1)[:, :inputs]
 
 
@@ -124,7 +128,9 @@ class Patch:
         inputs = self.omega.shape[-1]
         count = min(ROWS, 2 * inputs) if count is None else count
         device = self.omega.device
-        return torch.randn(count, inputs, generator=seeded(seed, device), dtype=self.omega.dtype, device=device)
+        return torch.randn(
+            count, inputs, generator=seeded(seed, device), dtype=self.omega.dtype, device=device
+        )
 
     def respond(self, noise: Tensor) -> Tensor:
         """(groups, count, outputs)."""
@@ -160,7 +166,9 @@ class Patch:
         inputs = self.omega.shape[-1]
         noise = signs(MEASURED * inputs, seed, self.omega).view(MEASURED, inputs)
         response = self.respond(noise)
-        return relative((response - self.predict(noise, self.omega)).square().sum(), response.square().sum())
+        return relative(
+            (response - self.predict(noise, self.omega)).square().sum(), response.square().sum()
+        )
 
     def having(self, omega: Tensor) -> Patch:
         """The same layer beside another ω."""
@@ -188,10 +196,18 @@ class Field:
         """Standard normal noise (count, *shape); by default twice as many positions as a unit has weights."""
         rows = max(1, len(self.omega))
         if count is None:
-            positions = max(1, self.predict(self.omega.new_zeros(1, *self.shape), self.omega).numel() // rows)
+            positions = max(
+                1, self.predict(self.omega.new_zeros(1, *self.shape), self.omega).numel() // rows
+            )
             count = min(ROWS, max(8, -(-2 * self.omega.numel() // (rows * positions))))
         device = self.omega.device
-        return torch.randn(count, *self.shape, generator=seeded(seed, device), dtype=self.omega.dtype, device=device)
+        return torch.randn(
+            count,
+            *self.shape,
+            generator=seeded(seed, device),
+            dtype=self.omega.dtype,
+            device=device,
+        )
 
     def respond(self, noise: Tensor) -> Tensor:
         """A_θ ε."""
@@ -203,7 +219,9 @@ class Field:
 
     def correlate(self, signal: Tensor, noise: Tensor) -> Tensor:
         """By autograd, at w = 0: the map is linear in w."""
-        return torch.func.vjp(lambda w: self.function(noise, w), torch.zeros_like(self.omega))[1](signal)[0]
+        return torch.func.vjp(lambda w: self.function(noise, w), torch.zeros_like(self.omega))[1](
+            signal
+        )[0]
 
     def coefficient(self) -> Tensor:
         """c²·D: D outputs that a weight feeds, fewer where it often meets padding, and c, where the map scales its weights.
@@ -243,7 +261,9 @@ class Field:
         """From a few samples."""
         noise = self.noise(seed, 4)
         response = self.respond(noise)
-        return relative((response - self.predict(noise, self.omega)).square().sum(), response.square().sum())
+        return relative(
+            (response - self.predict(noise, self.omega)).square().sum(), response.square().sum()
+        )
 
     def having(self, omega: Tensor) -> Field:
         """The same layer beside another ω."""

@@ -33,7 +33,13 @@ class ReconstructionSolver(Solver):
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
+        self,
+        index: int,
+        layer: Layer,
+        trace: Trace,
+        memory: Memory,
+        generator: Generator,
+        peers: Group = ALONE,
     ) -> FeedbackReport:
         """K updates of ω and b_ω; the reported loss is that before the last."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
@@ -45,5 +51,7 @@ class ReconstructionSolver(Solver):
             peers.mean_(loss, gradient, bias_gradient)
             momentum_step(layer.omega, gradient, memory, "momentum", lr, self.momentum)
             if bias_gradient is not None and layer.feedback_bias is not None:
-                momentum_step(layer.feedback_bias, bias_gradient, memory, "bias_momentum", lr, self.momentum)
+                momentum_step(
+                    layer.feedback_bias, bias_gradient, memory, "bias_momentum", lr, self.momentum
+                )
         return FeedbackReport(count, loss)

@@ -15,7 +15,9 @@ from targetprop.properties import Row
 from targetprop.ranks import ALONE, Group
 
 
-def momentum_step(weight: Tensor, gradient: Tensor, memory: Memory, key: str, lr: float, momentum: float) -> None:
+def momentum_step(
+    weight: Tensor, gradient: Tensor, memory: Memory, key: str, lr: float, momentum: float
+) -> None:
     """w ← w − lr·v with v ← momentum·v + gradient, v = ``memory.tensors[key]``; in place."""
     if key not in memory.tensors:
         memory.tensors[key] = torch.zeros_like(weight)
@@ -58,7 +60,13 @@ class SGDSolver(Solver):
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
+        self,
+        index: int,
+        layer: Layer,
+        trace: Trace,
+        memory: Memory,
+        generator: Generator,
+        peers: Group = ALONE,
     ) -> FeedbackReport:
         """K updates of ω; the reported loss is that before the last."""
         sigma, lr = per_layer(self.noise, index, "noise"), per_layer(self.lr, index, "lr")
@@ -66,7 +74,9 @@ class SGDSolver(Solver):
         loss = None
         output = trace.output
         for _ in range(count):
-            e, h = (noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, output))
+            e, h = (
+                noise_like(a, generator, peers=peers).mul_(sigma) for a in (trace.input, output)
+            )
             loss, gradient = losses.ldrl(layer, trace, e, h)
             peers.mean_(loss, gradient)
             momentum_step(layer.omega, gradient, memory, "momentum", lr, self.momentum)

@@ -48,7 +48,13 @@ class Solver(ABC):
 
     @abstractmethod
     def train(
-        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
+        self,
+        index: int,
+        layer: Layer,
+        trace: Trace,
+        memory: Memory,
+        generator: Generator,
+        peers: Group = ALONE,
     ) -> FeedbackReport:
         """Move ``layer.omega`` in place.
 
@@ -87,7 +93,13 @@ class ProbeSolver(Solver):
         return self.probe(probe, memory, seed, tracked)
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
+        self,
+        index: int,
+        layer: Layer,
+        trace: Trace,
+        memory: Memory,
+        generator: Generator,
+        peers: Group = ALONE,
     ) -> FeedbackReport:
         """Probe the layer's map, if that is due."""
         before = memory.probes
@@ -99,7 +111,10 @@ class ProbeSolver(Solver):
                 layer.omega.copy_(omega.view_as(layer.omega))
             if before == 0 and memory.interval:
                 memory.wait -= index % memory.interval  # the layers take turns
-        return FeedbackReport(memory.probes - before, mismatch=None if math.isinf(memory.mismatch) else memory.mismatch)
+        return FeedbackReport(
+            memory.probes - before,
+            mismatch=None if math.isinf(memory.mismatch) else memory.mismatch,
+        )
 
 
 def probe_of(layer: Layer, trace: Trace) -> Probe:
@@ -124,7 +139,9 @@ def per_layer(value: PerLayer, index: int, name: str) -> float:
     return value[index]
 
 
-def noise_like(x: Tensor, generator: Generator, count: int | None = None, peers: Group = ALONE) -> Tensor:
+def noise_like(
+    x: Tensor, generator: Generator, count: int | None = None, peers: Group = ALONE
+) -> Tensor:
     """Standard normal noise shaped like x and laid out like it, or like this process's part of ``count`` samples of it.
 
     Every process draws the noise of all peers, so that results and the generator's state do not depend on their number.
@@ -135,5 +152,7 @@ def noise_like(x: Tensor, generator: Generator, count: int | None = None, peers:
         return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)[mine]
     # Drawn as it lies in memory: torch fills other strides several times slower.
     batch, channels, height, width = shape
-    noise = torch.randn((batch, height, width, channels), generator=generator, dtype=x.dtype, device=x.device)
+    noise = torch.randn(
+        (batch, height, width, channels), generator=generator, dtype=x.dtype, device=x.device
+    )
     return noise.permute(0, 3, 1, 2)[mine]

@@ -33,7 +33,13 @@ class Symmetric(Solver):
     tracking: bool = False
 
     def train(
-        self, index: int, layer: Layer, trace: Trace, memory: Memory, generator: Generator, peers: Group = ALONE
+        self,
+        index: int,
+        layer: Layer,
+        trace: Trace,
+        memory: Memory,
+        generator: Generator,
+        peers: Group = ALONE,
     ) -> FeedbackReport:
         """Copy θ to ω."""
         layer.omega.copy_(layer.theta)

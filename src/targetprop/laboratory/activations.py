@@ -79,7 +79,9 @@ def split(d: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def identity() -> Activation:
     """ρ(c) = c, ψ(y) = y."""
-    return Activation("identity", lambda c: c, lambda e, c, y: e, lambda r, c, y: r, lambda d, c, y: d)
+    return Activation(
+        "identity", lambda c: c, lambda e, c, y: e, lambda r, c, y: r, lambda d, c, y: d
+    )
 
 
 def elu(alpha: float = 1.0) -> Activation:
@@ -158,10 +160,19 @@ def sigmoid() -> Activation:
         d = d.clamp(-y, 1.0 - y)
         return d * (y - y * y + d * (0.5 - y - d / 3.0))
 
-    return Activation("sigmoid", torch.sigmoid, lambda e, c, y: aten.sigmoid_backward(e, y), matched, shift, off_zero=True)
+    return Activation(
+        "sigmoid",
+        torch.sigmoid,
+        lambda e, c, y: aten.sigmoid_backward(e, y),
+        matched,
+        shift,
+        off_zero=True,
+    )
 
 
-def gated(name: str, rho: Callable[[Tensor], Tensor], monotone: bool = False, off_zero: bool = False) -> Activation:
+def gated(
+    name: str, rho: Callable[[Tensor], Tensor], monotone: bool = False, off_zero: bool = False
+) -> Activation:
     """Any differentiable elementwise ρ, fed back through the gate ψ(r) = ρ′(c) ⊙ r; ρ′ comes from autograd."""
 
     def slope(e: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
@@ -170,7 +181,9 @@ def gated(name: str, rho: Callable[[Tensor], Tensor], monotone: bool = False, of
         # detach: torch.func does not pull back through a tensor that an outer graph already tracks.
         return torch.func.vjp(rho, c.detach())[1](e)[0]
 
-    return Activation(name, rho, slope, slope, slope, monotone=monotone, needs_input=True, off_zero=off_zero)
+    return Activation(
+        name, rho, slope, slope, slope, monotone=monotone, needs_input=True, off_zero=off_zero
+    )
 
 
 def gelu(approximate: str = "none") -> Activation:

@@ -45,7 +45,9 @@ class Trace:
         """s = sⁿ, made again where it was not kept."""
         if self.kept is not None:
             return self.kept
-        return self.layer.stage.forward(self.layer.map.apply(self.input, self.layer.theta, self.layer.bias))[0]
+        return self.layer.stage.forward(
+            self.layer.map.apply(self.input, self.layer.theta, self.layer.bias)
+        )[0]
 
 
 Carry = Callable[["Layer", Trace, Tensor], Tensor]
@@ -74,7 +76,12 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, linear: LinearMap, steps: Sequence[Step] = (), kind: Feedback = "matched", feedback=True
+        self,
+        module: nn.Module,
+        linear: LinearMap,
+        steps: Sequence[Step] = (),
+        kind: Feedback = "matched",
+        feedback=True,
     ):
         """Pair ``module``, which computes ``linear`` plus a bias, with feedback of ``kind`` unless ``feedback`` is off."""
         super().__init__()
@@ -187,7 +194,9 @@ class Layer(nn.Module):
         """As they are: a layer takes its own stage's part when it learns and when it carries."""
         return trace, d, e
 
-    def descend(self, trace: Trace, d: Tensor, e: Tensor, carry: Carry, learn: Learn) -> tuple[list[Any], Tensor | None]:
+    def descend(
+        self, trace: Trace, d: Tensor, e: Tensor, carry: Carry, learn: Learn
+    ) -> tuple[list[Any], Tensor | None]:
         """What the layer learned from e, and the difference at its input that it carries d to, if that needs one."""
         learned = learn(self, trace, e)
         return [learned], carry(self, trace, d) if self.has_feedback else None
@@ -211,7 +220,9 @@ def draw_feedback(module: nn.Module) -> None:
     weight: Any = module.weight
     fan_in, biases = feedback_sizes(module)
     bound = 1 / math.sqrt(fan_in)
-    module.feedback_weight = nn.Parameter(torch.empty_like(weight.detach()).uniform_(-bound, bound), False)
+    module.feedback_weight = nn.Parameter(
+        torch.empty_like(weight.detach()).uniform_(-bound, bound), False
+    )
     if biases:
         module.feedback_bias = nn.Parameter(weight.new_empty(biases).uniform_(-bound, bound), False)
 

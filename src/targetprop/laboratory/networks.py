@@ -26,7 +26,9 @@ def paired(make: Callable[..., nn.Sequential]) -> Callable[..., Network]:
 
     shown: Any = made
     own = inspect.signature(make).parameters.values()
-    extra = inspect.Parameter("feedback", inspect.Parameter.KEYWORD_ONLY, default="matched", annotation=Feedback)
+    extra = inspect.Parameter(
+        "feedback", inspect.Parameter.KEYWORD_ONLY, default="matched", annotation=Feedback
+    )
     shown.__signature__ = inspect.Signature([*own, extra], return_annotation=Network)
     return made
 

@@ -43,7 +43,12 @@ class BatchNorm:
             inverse = (variance + m.eps).rsqrt()
         scale = inverse if m.weight is None else inverse * m.weight
         shift = -mean * scale if m.bias is None else m.bias - mean * scale
-        return torch.addcmul(along(shift, 1, x.dim()), x, along(scale, 1, x.dim())), (x, mean, inverse, moving)
+        return torch.addcmul(along(shift, 1, x.dim()), x, along(scale, 1, x.dim())), (
+            x,
+            mean,
+            inverse,
+            moving,
+        )
 
     def observe(self, saved: Kept) -> None:
         """Move the running statistics towards those of a training pass, as the module itself would."""
@@ -57,7 +62,9 @@ class BatchNorm:
             rate = 1 / m.num_batches_tracked if m.momentum is None else m.momentum
             m.running_mean.lerp_(mean.detach().to(m.running_mean.dtype), rate)
             variance = inverse.detach().pow(-2) - m.eps
-            m.running_var.lerp_((variance * count / max(1.0, count - 1)).to(m.running_var.dtype), rate)
+            m.running_var.lerp_(
+                (variance * count / max(1.0, count - 1)).to(m.running_var.dtype), rate
+            )
 
     def jvp(self, saved: Kept, v: Tensor) -> Tensor:
         """J v, with the statistics moving in training."""
@@ -66,7 +73,11 @@ class BatchNorm:
         if moving:
             dims = [i for i in range(v.dim()) if i != 1]
             normalised = (x - along(mean, 1, x.dim())) * along(inverse, 1, x.dim())
-            v = v - v.mean(dims, keepdim=True) - normalised * (normalised * v).mean(dims, keepdim=True)
+            v = (
+                v
+                - v.mean(dims, keepdim=True)
+                - normalised * (normalised * v).mean(dims, keepdim=True)
+            )
         return v * along(scale, 1, v.dim())
 
     # Symmetric: its own transpose, and its own matched feedback.

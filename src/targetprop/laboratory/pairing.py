@@ -32,7 +32,12 @@ class Network(nn.Module):
 
     """
 
-    def __init__(self, blocks: Sequence[Layer | Residual], entry: Sequence[Step] = (), kind: Feedback = "matched"):
+    def __init__(
+        self,
+        blocks: Sequence[Layer | Residual],
+        entry: Sequence[Step] = (),
+        kind: Feedback = "matched",
+    ):
         """Chain ``blocks`` behind the steps of ``entry``."""
         super().__init__()
         self.blocks: Any = nn.ModuleList(blocks)
@@ -58,7 +63,9 @@ class Network(nn.Module):
         if self.source is None:
             return super().__reduce_ex__(protocol)
         modes = [module.training for module in self.modules()]
-        dtype = next((layer.map.dtype for layer in self.layers if isinstance(layer.map, maps.Reduced)), None)
+        dtype = next(
+            (layer.map.dtype for layer in self.layers if isinstance(layer.map, maps.Reduced)), None
+        )
         return rebuilt, self.source, {"modes": modes, "dtype": dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -125,7 +132,11 @@ class Network(nn.Module):
         return [leaf for block, trace in pairs for leaf in block.leaf_traces(trace)]
 
     def descend(
-        self, traces: list[Trace | ResidualTrace], d: Tensor, learn: Learn, carry: Carry = Layer.difference
+        self,
+        traces: list[Trace | ResidualTrace],
+        d: Tensor,
+        learn: Learn,
+        carry: Carry = Layer.difference,
     ) -> list[Any]:
         """Carry the output's difference d = tᴺ − sᴺ down; ``traces`` is emptied.
 
@@ -163,7 +174,9 @@ def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:
     refuse_reused(module)
     entry, blocks = chain(unroll(module, ""), feedback, reads_input=True)
     if not blocks:
-        raise PairingError("the module holds no linear map; give it at least one nn.Linear or nn.Conv2d.")
+        raise PairingError(
+            "the module holds no linear map; give it at least one nn.Linear or nn.Conv2d."
+        )
     refuse_norm(entry, "the input")
     net = Network(blocks, entry, feedback)
     net.source = (module, feedback)
@@ -221,7 +234,10 @@ def rebuilt(module: nn.Module, feedback: Feedback) -> Network:
 def unroll(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of what a possibly nested ``nn.Sequential`` runs in turn."""
     if type(module) is nn.Sequential:
-        for name, child in module._modules.items():  # named_children would drop the second use of a module
+        for (
+            name,
+            child,
+        ) in module._modules.items():  # named_children would drop the second use of a module
             if child is not None:
                 yield from unroll(child, f"{path}.{name}" if path else name)
     else:
@@ -253,7 +269,9 @@ def refuse_norm(steps: Sequence[Step], where: str) -> None:
 
     """
     if any(isinstance(step, normalisation.BatchNorm) for step in steps):
-        raise PairingError(f"{where} is batch normalised; put the normalisation behind a linear map, within its branch.")
+        raise PairingError(
+            f"{where} is batch normalised; put the normalisation behind a linear map, within its branch."
+        )
 
 
 def step_of(path: str, module: nn.Module) -> Step | None:
@@ -269,14 +287,20 @@ def step_of(path: str, module: nn.Module) -> Step | None:
     return None
 
 
-def block_of(path: str, module: nn.Module, steps: list[Step], kind: Feedback, reads_input: bool) -> Layer | Residual:
+def block_of(
+    path: str, module: nn.Module, steps: list[Step], kind: Feedback, reads_input: bool
+) -> Layer | Residual:
     """The layer of a linear map or the residual block of a ``Sum``, with the steps that follow it."""
     if isinstance(module, Sum):
         arms = []
         for name in ("branch", "shortcut"):
-            entry, blocks = chain(unroll(getattr(module, name), f"{path}.{name}"), kind, reads_input)
+            entry, blocks = chain(
+                unroll(getattr(module, name), f"{path}.{name}"), kind, reads_input
+            )
             if entry or any(isinstance(block, Residual) for block in blocks):
-                raise PairingError(f"layer '{path}.{name}' must be a chain of layers that starts with a linear map.")
+                raise PairingError(
+                    f"layer '{path}.{name}' must be a chain of layers that starts with a linear map."
+                )
             arms.append(blocks)
         refuse_norm(steps, f"layer '{path}'")
         return Residual(arms[0], arms[1], steps, kind)

@@ -48,7 +48,13 @@ class MaxPool:
     def forward(self, x: Tensor) -> tuple[Tensor, Winners]:
         """The windows' maxima; saved are (winners, shape of a sample, memory format)."""
         y, winners = F.max_pool2d(
-            x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, return_indices=True
+            x,
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            return_indices=True,
         )
         return y, (winners, x.shape[1:], memory_format(x))
 
@@ -74,7 +80,9 @@ class MaxPool:
         if kind == "matched":
             return self.vjp(saved, t)
         winners, shape, _ = saved
-        return F.max_unpool2d(t, winners, self.kernel, self.stride, self.padding, output_size=shape[-2:])
+        return F.max_unpool2d(
+            t, winners, self.kernel, self.stride, self.padding, output_size=shape[-2:]
+        )
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,22 @@ class AvgPool:
     @property
     def geometry(self) -> tuple[Any, ...]:
         """The arguments of torch's function, in its order."""
-        return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
+        return (
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor,
+        )
 
     def apply(self, x: Tensor) -> Tensor:
         """P x."""
-        return F.adaptive_avg_pool2d(x, self.output) if self.output else F.avg_pool2d(x, *self.geometry)
+        return (
+            F.adaptive_avg_pool2d(x, self.output)
+            if self.output
+            else F.avg_pool2d(x, *self.geometry)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         """P x; saved is x, which the activation before it keeps anyway."""
@@ -158,20 +177,30 @@ class Flatten:
 def max_pool(module: nn.MaxPool2d) -> MaxPool:
     """The step of an ``nn.MaxPool2d``."""
     stride = module.kernel_size if module.stride is None else module.stride
-    return MaxPool(pair(module.kernel_size), pair(stride), pair(module.padding), pair(module.dilation), module.ceil_mode)
+    return MaxPool(
+        pair(module.kernel_size),
+        pair(stride),
+        pair(module.padding),
+        pair(module.dilation),
+        module.ceil_mode,
+    )
 
 
 def avg_pool(module: nn.AvgPool2d) -> AvgPool:
     """The step of an ``nn.AvgPool2d``."""
     kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
-    return AvgPool(kernel, stride, padding, module.ceil_mode, module.count_include_pad, module.divisor_override)
+    return AvgPool(
+        kernel, stride, padding, module.ceil_mode, module.count_include_pad, module.divisor_override
+    )
 
 
 def adaptive_avg_pool(module: nn.AdaptiveAvgPool2d) -> AvgPool:
     """The step of an ``nn.AdaptiveAvgPool2d`` with both output sizes given."""
     size: Any = module.output_size
     if size is None or (isinstance(size, tuple) and None in size):
-        raise ValueError(f"adaptive pooling to {size} keeps an input size; give both output sizes as numbers.")
+        raise ValueError(
+            f"adaptive pooling to {size} keeps an input size; give both output sizes as numbers."
+        )
     return AvgPool(output=pair(size))
 
 

@@ -35,7 +35,11 @@ class Residual(nn.Module):
     """
 
     def __init__(
-        self, branch: Sequence[Layer], shortcut: Sequence[Layer] = (), steps: Sequence[Step] = (), kind: Feedback = "matched"
+        self,
+        branch: Sequence[Layer],
+        shortcut: Sequence[Layer] = (),
+        steps: Sequence[Step] = (),
+        kind: Feedback = "matched",
     ):
         """Join ``branch`` and ``shortcut``; ``steps`` act on their sum."""
         super().__init__()
@@ -57,14 +61,18 @@ class Residual(nn.Module):
         branch, a = trace_chain(self.branch, x)
         shortcut, b = trace_chain(self.shortcut, x)
         s, saved = self.stage.forward(a + b)
-        return ResidualTrace(without_term(self.branch, branch), without_term(self.shortcut, shortcut), s, saved)
+        return ResidualTrace(
+            without_term(self.branch, branch), without_term(self.shortcut, shortcut), s, saved
+        )
 
     def enter(self, trace: ResidualTrace, d: Tensor, e: Tensor) -> tuple[Arms, Tensor, Tensor]:
         """Past the sum's stage: R(s + d) − R(s), and S′ᵀe; the traces of the arms are left."""
         difference = self.stage.difference(trace.saved, trace.output, d)
         return (trace.branch, trace.shortcut), difference, self.stage.vjp(trace.saved, e)
 
-    def descend(self, arms: Arms, d: Tensor, e: Tensor, carry: Carry, learn: Learn) -> tuple[list[Any], Any]:
+    def descend(
+        self, arms: Arms, d: Tensor, e: Tensor, carry: Carry, learn: Learn
+    ) -> tuple[list[Any], Any]:
         """What every layer learned, and the sum of the differences that both arms carry to the input."""
         learned, a = descend(list(self.branch), arms[0], d, e, carry, learn)
         others, b = descend(list(self.shortcut), arms[1], d, e, carry, learn)
@@ -116,7 +124,9 @@ def descend(
     """
     learned: list[Any] = []
     for block in reversed(blocks):
-        trace, d, e = block.enter(traces.pop(), d, e)  # what came from above is free before the block begins
+        trace, d, e = block.enter(
+            traces.pop(), d, e
+        )  # what came from above is free before the block begins
         found, d = block.descend(trace, d, e, carry, learn)
         e = d
         learned = found + learned

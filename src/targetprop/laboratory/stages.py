@@ -149,7 +149,9 @@ class Stage:
     def _mirror_difference(self, saved: tuple, s: Any, d: Tensor) -> Tensor:
         """The same of mirror feedback: the difference is taken behind the last activation, since the rest is linear."""
         order = lift_order(self.steps, self.kind)
-        activations = [place for place, i in enumerate(order) if isinstance(self.steps[i], Activation)]
+        activations = [
+            place for place, i in enumerate(order) if isinstance(self.steps[i], Activation)
+        ]
         behind = activations[-1] + 1 if activations else 0
         if behind:
             clean, moved = s, s + d

@@ -19,7 +19,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, positions, width) to the same."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm_1(x)).chunk(3, -1))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm_1(x)).chunk(3, -1)
+        )
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(seen.transpose(1, 2).flatten(2))
         return x + self.narrow(F.gelu(self.wide(self.norm_2(x))))
@@ -34,7 +37,9 @@ class CharGPT(nn.Module):
 
     """
 
-    def __init__(self, vocabulary: int, context: int = 128, layers: int = 4, width: int = 128, heads: int = 4):
+    def __init__(
+        self, vocabulary: int, context: int = 128, layers: int = 4, width: int = 128, heads: int = 4
+    ):
         """Weights start normal with standard deviation 0.02, those that end a residual branch smaller by √(2·layers)."""
         super().__init__()
         self.embed, self.position = nn.Embedding(vocabulary, width), nn.Embedding(context, width)

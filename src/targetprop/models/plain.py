@@ -60,7 +60,9 @@ def activation_module(name: str) -> nn.Module:
 def image_shape(in_shape: Shape) -> tuple[int, int, int]:
     """(channels, height, width), checked."""
     if len(in_shape) != 3 or min(in_shape) < 1:
-        raise ValueError(f"in_shape {tuple(in_shape)} is not an image; give (channels, height, width), all positive.")
+        raise ValueError(
+            f"in_shape {tuple(in_shape)} is not an image; give (channels, height, width), all positive."
+        )
     return in_shape[0], in_shape[1], in_shape[2]
 
 
@@ -92,13 +94,24 @@ def lenet(
     """
     c, height, width = image_shape(in_shape)
     if len(channels) != 3:
-        raise ValueError(f"lenet takes 3 channels (two convolutions, one hidden linear layer), got {tuple(channels)}.")
+        raise ValueError(
+            f"lenet takes 3 channels (two convolutions, one hidden linear layer), got {tuple(channels)}."
+        )
     modules: list[nn.Module] = []
     for out in channels[:2]:
-        modules += [nn.Conv2d(c, out, 5, padding=2, bias=bias), activation_module(activation), nn.MaxPool2d(3, 2, 1)]
+        modules += [
+            nn.Conv2d(c, out, 5, padding=2, bias=bias),
+            activation_module(activation),
+            nn.MaxPool2d(3, 2, 1),
+        ]
         c, height, width = out, (height + 1) // 2, (width + 1) // 2
     hidden = nn.Linear(c * height * width, channels[2], bias)
-    modules += [nn.Flatten(), hidden, activation_module(activation), nn.Linear(channels[2], classes, bias)]
+    modules += [
+        nn.Flatten(),
+        hidden,
+        activation_module(activation),
+        nn.Linear(channels[2], classes, bias),
+    ]
     return nn.Sequential(*modules)
 
 
@@ -135,9 +148,14 @@ def chain(
     c, _, _ = image_shape(in_shape)
     modules: list[nn.Module] = []
     for i, out in enumerate(channels):
-        modules += [nn.Conv2d(c, out, 3, 1 if i else 2, 1, bias=bias), activation_module(activation)]
+        modules += [
+            nn.Conv2d(c, out, 3, 1 if i else 2, 1, bias=bias),
+            activation_module(activation),
+        ]
         c = out
-    return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, classes, bias))
+    return nn.Sequential(
+        *modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, classes, bias)
+    )
 
 
 def resnet18(
@@ -185,8 +203,14 @@ def _resnet(
     for stage, (out, depth) in enumerate(zip(channels, depths, strict=True)):
         for i in range(depth):
             stride = 2 if stage > 0 and i == 0 else 1
-            branch = [*convolution(c, out, 3, stride), activation_module(activation), *convolution(out, out, 3)]
-            shortcut = None if stride == 1 and c == out else nn.Sequential(*convolution(c, out, 1, stride))
+            branch = [
+                *convolution(c, out, 3, stride),
+                activation_module(activation),
+                *convolution(out, out, 3),
+            ]
+            shortcut = (
+                None if stride == 1 and c == out else nn.Sequential(*convolution(c, out, 1, stride))
+            )
             modules += [Sum(nn.Sequential(*branch), shortcut), activation_module(activation)]
             c = out
     modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, classes, bias)]

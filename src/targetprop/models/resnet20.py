@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 def convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
     """A convolution without bias and its batch normalisation."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs)
+    )
 
 
 class BasicBlock(nn.Module):
@@ -19,7 +21,10 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         """Two 3×3 convolutions, the first with ``stride``."""
         super().__init__()
-        self.first, self.second = convolution(inputs, outputs, 3, stride), convolution(outputs, outputs, 3, 1)
+        self.first, self.second = (
+            convolution(inputs, outputs, 3, stride),
+            convolution(outputs, outputs, 3, 1),
+        )
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else convolution(inputs, outputs, 1, stride)
 
@@ -51,7 +56,9 @@ class ResNet(nn.Module):
         return self.head(self.body(F.relu(self.stem(x))).mean((2, 3)))
 
 
-def resnet20(in_shape: Sequence[int], classes: int, widths: Sequence[int] = (16, 32, 64), blocks: int = 3) -> ResNet:
+def resnet20(
+    in_shape: Sequence[int], classes: int, widths: Sequence[int] = (16, 32, 64), blocks: int = 3
+) -> ResNet:
     """The 20-layer network of He et al. (2016) for CIFAR-10, with option B shortcuts; 6·``blocks`` + 2 layers.
 
     Example:

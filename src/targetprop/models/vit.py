@@ -11,16 +11,29 @@ from torch import Tensor, nn
 class ViT(nn.Module):
     """Patches, positions, pre-norm encoder layers, mean over patches, a linear layer (Dosovitskiy et al. 2021)."""
 
-    def __init__(self, in_shape: Sequence[int], classes: int, patch: int, layers: int, width: int, heads: int, dropout: float):
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        classes: int,
+        patch: int,
+        layers: int,
+        width: int,
+        heads: int,
+        dropout: float,
+    ):
         """See :func:`vit`."""
         super().__init__()
         channels, height, breadth = in_shape
         self.patches = nn.Conv2d(channels, width, patch, patch)
-        self.positions = nn.Parameter(torch.randn(1, (height // patch) * (breadth // patch), width) * 0.02)
+        self.positions = nn.Parameter(
+            torch.randn(1, (height // patch) * (breadth // patch), width) * 0.02
+        )
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
         )
-        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
         self.head = nn.Linear(width, classes)
         for parameter in self.encoder.parameters():  # copies of one layer start alike
             if parameter.dim() > 1:
@@ -56,5 +69,7 @@ def vit(
 
     """
     if in_shape[1] % patch or in_shape[2] % patch:
-        raise ValueError(f"patches of {patch} do not tile images of {in_shape[1]}×{in_shape[2]}; give another patch.")
+        raise ValueError(
+            f"patches of {patch} do not tile images of {in_shape[1]}×{in_shape[2]}; give another patch."
+        )
     return ViT(in_shape, classes, patch, layers, width, heads, dropout)

@@ -46,7 +46,9 @@ class SignSymmetry(Rule):
     def __post_init__(self):
         """Refuse other variants."""
         if self.variant not in ("uSF", "brSF", "frSF"):
-            raise ValueError(f"sign symmetry has the variants 'uSF', 'brSF' and 'frSF', got {self.variant!r}.")
+            raise ValueError(
+                f"sign symmetry has the variants 'uSF', 'brSF' and 'frSF', got {self.variant!r}."
+            )
 
     def sent(self, theta: Tensor, omega: Tensor) -> Tensor:
         """|ω| ⊙ sign(θ)."""

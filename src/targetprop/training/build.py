@@ -50,10 +50,18 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
     make = networks.NETWORKS[config.network.name]
     if config.network.batch_norm:
         if "batch_norm" not in inspect.signature(make).parameters:
-            raise ConfigError(f"network '{config.network.name}' has no batch normalisation; drop network.batch_norm.")
+            raise ConfigError(
+                f"network '{config.network.name}' has no batch normalisation; drop network.batch_norm."
+            )
         given["batch_norm"] = True
     try:
-        net = make(dataset.in_shape, dataset.classes, bias=config.network.bias, feedback=config.network.feedback, **given)
+        net = make(
+            dataset.in_shape,
+            dataset.classes,
+            bias=config.network.bias,
+            feedback=config.network.feedback,
+            **given,
+        )
         with torch.no_grad():
             net(torch.zeros(1, *dataset.in_shape))
     except (RuntimeError, ValueError) as error:
@@ -74,7 +82,9 @@ def maker(name: str) -> Callable[..., Any]:
     if name in MODELS:
         return MODELS[name]
     module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:  # and stays: the module may import others of that place when it runs
+    if (
+        str(Path.cwd()) not in sys.path
+    ):  # and stays: the module may import others of that place when it runs
         sys.path.insert(0, str(Path.cwd()))
     try:
         made = getattr(importlib.import_module(module), attribute)
@@ -84,7 +94,9 @@ def maker(name: str) -> Callable[..., Any]:
             "from the working directory."
         ) from error
     if not callable(made):
-        raise ConfigError(f"network.name={name} is {type(made).__name__}; expected a callable make(in_shape, classes, ...).")
+        raise ConfigError(
+            f"network.name={name} is {type(made).__name__}; expected a callable make(in_shape, classes, ...)."
+        )
     return made
 
 
@@ -101,16 +113,22 @@ def build_model(config: Config, in_shape: Sequence[int], classes: int) -> nn.Mod
         net = make(in_shape, classes, **options)
     except Exception as error:  # the user's own code
         given = ", ".join([str(in_shape), str(classes), *(f"{k}={v}" for k, v in options.items())])
-        raise ConfigError(f"network '{name}' could not be made by make({given}): {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"network '{name}' could not be made by make({given}): {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(net, nn.Module):
-        raise ConfigError(f"network '{name}' made {type(net).__name__}, expected a torch.nn.Module.")
+        raise ConfigError(
+            f"network '{name}' made {type(net).__name__}, expected a torch.nn.Module."
+        )
     mode = net.training
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(2, *in_shape))
     except Exception as error:  # the user's own code
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"network '{name}' does not fit images of shape {in_shape}: {reason}") from error
+        raise ConfigError(
+            f"network '{name}' does not fit images of shape {in_shape}: {reason}"
+        ) from error
     net.train(mode)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, classes):
@@ -126,14 +144,20 @@ def over(own: Any, section: Any) -> Any:
         return section
     default = type(section)()
     changed = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-    return dataclasses.replace(own, **{key: value for key, value in changed.items() if value != getattr(default, key)})
+    return dataclasses.replace(
+        own, **{key: value for key, value in changed.items() if value != getattr(default, key)}
+    )
 
 
 def build_algorithm(config: Config, net: nn.Module, example: Tensor | None = None) -> Algorithm:
     """The algorithm with its solver; ``example``: two images, by which a plain module is attached."""
     settings, kind = config.algorithm, ALGORITHMS[config.algorithm.name]
     made: Any = AttachedLDRL if kind is LDRL and not isinstance(net, Network) else kind
-    kwargs: dict[str, Any] = {"loss": settings.loss, "label_smoothing": settings.label_smoothing, "seed": config.seed}
+    kwargs: dict[str, Any] = {
+        "loss": settings.loss,
+        "label_smoothing": settings.label_smoothing,
+        "seed": config.seed,
+    }
     kwargs |= {"variant": settings.variant, **dataclasses.asdict(config.drl)}
     if settings.beta is not None:
         kwargs["beta"] = settings.beta
@@ -156,8 +180,15 @@ def build_optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
     settings = config.optimizer
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if settings.name in kinds:
-        return kinds[settings.name](net.parameters(), settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(net.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return kinds[settings.name](
+            net.parameters(), settings.lr, weight_decay=settings.weight_decay
+        )
+    return torch.optim.SGD(
+        net.parameters(),
+        settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def build_schedule(config: Config, optimizer: torch.optim.Optimizer, steps: int, epochs: int):
@@ -184,7 +215,9 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     net = build_network(config, dataset)
     form = layout(net, config.memory_format)
     net = prepare(net, device, config.dtype, config.memory_format)
-    algo = build_algorithm(config, net, torch.zeros(2, *dataset.in_shape, dtype=dtype, device=device))
+    algo = build_algorithm(
+        config, net, torch.zeros(2, *dataset.in_shape, dtype=dtype, device=device)
+    )
     if config.compile != "off":
         algo.compile(config.compile)
     try:
@@ -195,7 +228,18 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     def batches(images: Images, peers: Group, augment: str = "none") -> Batches:
         moved = Images(images.images.to(device), images.labels.to(device))
         size, padding = config.data.batch_size, config.data.padding
-        return Batches(moved, dataset.mean, dataset.std, size, dtype, augment, padding, config.seed, form, peers)
+        return Batches(
+            moved,
+            dataset.mean,
+            dataset.std,
+            size,
+            dtype,
+            augment,
+            padding,
+            config.seed,
+            form,
+            peers,
+        )
 
     rest, held_out = data.split(dataset.train, config.data.validation)
     size = min(config.data.batch_size, len(rest))
@@ -210,4 +254,6 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     schedule = build_schedule(config, optimizer, steps, config.epochs)
     validation = batches(held_out, ranks.world) if len(held_out) else None
     test = batches(dataset.test, ranks.world)
-    return Session(config, folder, net, algo, optimizer, schedule, train, validation, test, Progress(), ranks)
+    return Session(
+        config, folder, net, algo, optimizer, schedule, train, validation, test, Progress(), ranks
+    )

@@ -51,9 +51,13 @@ def check(config: Config) -> None:
         choice("algorithm.solver", config.algorithm.solver, list(SOLVERS))
         if plain and not hasattr(SOLVERS[config.algorithm.solver], "probe"):
             able = ", ".join(name for name, kind in SOLVERS.items() if hasattr(kind, "probe"))
-            raise ConfigError(f"algorithm.solver={config.algorithm.solver} needs a paired network; a plain one takes {able}.")
+            raise ConfigError(
+                f"algorithm.solver={config.algorithm.solver} needs a paired network; a plain one takes {able}."
+            )
         if not takes_solver(ALGORITHMS[config.algorithm.name]):
-            raise ConfigError(f"algorithm '{config.algorithm.name}' takes no solver; drop algorithm.solver.")
+            raise ConfigError(
+                f"algorithm '{config.algorithm.name}' takes no solver; drop algorithm.solver."
+            )
     if config.network.channels is not None:
         widths = config.network.channels
         demand(bool(widths) and min(widths) > 0, "network.channels", widths, "positive widths")
@@ -64,10 +68,19 @@ def check(config: Config) -> None:
     demand(data.padding >= 0, "data.padding", data.padding, "at least 0")
     beta = config.algorithm.beta
     demand(beta is None or beta > 0, "algorithm.beta", beta, "a positive number")
-    demand(0 <= config.algorithm.label_smoothing < 1, "algorithm.label_smoothing", config.algorithm.label_smoothing, "[0, 1)")
+    demand(
+        0 <= config.algorithm.label_smoothing < 1,
+        "algorithm.label_smoothing",
+        config.algorithm.label_smoothing,
+        "[0, 1)",
+    )
     demand(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "a positive number")
-    demand(0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "a number in [0, 1)")
-    demand(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "at least 0")
+    demand(
+        0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "a number in [0, 1)"
+    )
+    demand(
+        optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "at least 0"
+    )
     demand(config.epochs > 0, "epochs", config.epochs, "at least 1")
     demand(config.steps is None or config.steps > 0, "steps", config.steps, "at least 1")
     demand(config.log_every > 0, "log_every", config.log_every, "at least 1")
@@ -76,7 +89,9 @@ def check(config: Config) -> None:
     period = config.schedule.period
     demand(period is None or period > 0, "schedule.period", period, "at least 1")
     if config.schedule.name == "step" and period is None:
-        raise ConfigError("schedule.name=step needs schedule.period, the number of ticks between drops.")
+        raise ConfigError(
+            "schedule.name=step needs schedule.period, the number of ticks between drops."
+        )
     for setting, why in idle(config):
         raise ConfigError(f"{setting} would change nothing with {why}; leave it out.")
 
@@ -119,19 +134,48 @@ def idle(config: Config) -> Iterator[tuple[str, str]]:
     sections = [entry.name for entry in fields(Config) if entry.name in SOLVERS]
     groups: list[tuple[str, Any, set[str], str]] = [
         ("algorithm", config.algorithm, {"beta", "variant"} - taken, f"algorithm '{name}'"),
-        ("drl", config.drl, {entry.name for entry in fields(config.drl)} - taken, f"algorithm '{name}'"),
+        (
+            "drl",
+            config.drl,
+            {entry.name for entry in fields(config.drl)} - taken,
+            f"algorithm '{name}'",
+        ),
         *(
-            (section, getattr(config, section), {entry.name for entry in fields(getattr(config, section))}, of_solver)
+            (
+                section,
+                getattr(config, section),
+                {entry.name for entry in fields(getattr(config, section))},
+                of_solver,
+            )
             for section in sections
             if section != solver
         ),
-        ("optimizer", config.optimizer, {"momentum"} if config.optimizer.name != "sgd" else set(), config.optimizer.name),
-        ("data", config.data, {"padding"} if config.data.augment == "none" else set(), "data.augment=none"),
-        ("data", config.data, {"image_size"} if config.data.name != "folder" else set(), f"data set '{config.data.name}'"),
+        (
+            "optimizer",
+            config.optimizer,
+            {"momentum"} if config.optimizer.name != "sgd" else set(),
+            config.optimizer.name,
+        ),
+        (
+            "data",
+            config.data,
+            {"padding"} if config.data.augment == "none" else set(),
+            "data.augment=none",
+        ),
+        (
+            "data",
+            config.data,
+            {"image_size"} if config.data.name != "folder" else set(),
+            f"data set '{config.data.name}'",
+        ),
         (
             "schedule",
             config.schedule,
-            {"constant": {"period", "minimum", "factor"}, "cosine": {"factor"}, "step": {"minimum"}}[config.schedule.name],
+            {
+                "constant": {"period", "minimum", "factor"},
+                "cosine": {"factor"},
+                "step": {"minimum"},
+            }[config.schedule.name],
             f"schedule.name={config.schedule.name}",
         ),
     ]

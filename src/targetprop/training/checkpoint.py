@@ -81,7 +81,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such checkpoint; train first, or name the run's folder.") from error
+        raise CheckpointError(
+            f"{path}: no such checkpoint; train first, or name the run's folder."
+        ) from error
     archive = unsigned(content)
     if archive is None:
         raise CheckpointError(
@@ -92,10 +94,14 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
     except Exception as error:  # torch, zipfile and the unpickler each have their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason[:120]}); use another.") from error
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({reason[:120]}); use another."
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path}: format {found}, expected {FORMAT}; it was not written by this program.")
+        raise CheckpointError(
+            f"{path}: format {found}, expected {FORMAT}; it was not written by this program."
+        )
     return state
 
 
@@ -107,7 +113,9 @@ def newest_valid(folder: Path) -> tuple[Path, list[str]]:
 
     """
     refused = []
-    for path in sorted(folder.rglob("*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(
+        folder.rglob("*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+    ):
         if not (path.parent / "config.yaml").is_file():
             continue
         try:
@@ -117,7 +125,9 @@ def newest_valid(folder: Path) -> tuple[Path, list[str]]:
             continue
         return path, refused
     reasons = f" ({'; '.join(refused)})" if refused else ""
-    raise CheckpointError(f"{folder}: no checkpoint here can be loaded{reasons}; train first, or name another folder.")
+    raise CheckpointError(
+        f"{folder}: no checkpoint here can be loaded{reasons}; train first, or name another folder."
+    )
 
 
 def keep_previous(path: Path) -> None:

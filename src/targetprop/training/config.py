@@ -13,9 +13,26 @@ from typing import Any
 import yaml
 
 from targetprop.training.check import check
-from targetprop.training.sections import Config, ConfigError, MemoryFormat, NetworkConfig, Precision, nearest
+from targetprop.training.sections import (
+    Config,
+    ConfigError,
+    MemoryFormat,
+    NetworkConfig,
+    Precision,
+    nearest,
+)
 
-__all__ = ["OPTIONS", "Config", "ConfigError", "MemoryFormat", "Precision", "build", "load", "nearest", "presets"]
+__all__ = [
+    "OPTIONS",
+    "Config",
+    "ConfigError",
+    "MemoryFormat",
+    "Precision",
+    "build",
+    "load",
+    "nearest",
+    "presets",
+]
 
 OPTIONS = "network.options."
 """What the keys of a network's own options begin with."""
@@ -55,26 +72,40 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
         if key == OPTIONS[:-1]:
             given = yaml.safe_load(value) if isinstance(value, str) else value
             if not isinstance(given, dict):
-                raise ConfigError(f"network.options={value} is no mapping; write --network.options.KEY VALUE.")
+                raise ConfigError(
+                    f"network.options={value} is no mapping; write --network.options.KEY VALUE."
+                )
             options |= given
         elif key.startswith(OPTIONS):
-            options[key.removeprefix(OPTIONS)] = yaml.safe_load(value) if isinstance(value, str) else value
+            options[key.removeprefix(OPTIONS)] = (
+                yaml.safe_load(value) if isinstance(value, str) else value
+            )
         elif key not in known:
             raise ConfigError(f"unknown key '{key}'; {nearest(key, known)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Config)
     # A setting given twice would be parsed twice: only the last value counts.
-    arguments = [f"--{key}={_text(value)}" for key, value in dict(settings).items() if not key.startswith(OPTIONS[:-1])]
+    arguments = [
+        f"--{key}={_text(value)}"
+        for key, value in dict(settings).items()
+        if not key.startswith(OPTIONS[:-1])
+    ]
     try:
         parsed = parser.parse_args(arguments)
-    except Exception:  # jsonargparse raises argparse.ArgumentError, or what a type's constructor raises
+    except (
+        Exception
+    ):  # jsonargparse raises argparse.ArgumentError, or what a type's constructor raises
         for argument in arguments:  # one by one, to name the setting at fault
             try:
                 parser.parse_args([argument])
             except Exception as error:
                 key, value = argument[2:].split("=", 1)
-                expected = str(error).split("Expected ")[-1].split(". Got")[0].replace("\n", " ").strip()
-                raise ConfigError(f"{key}={value} has the wrong type; expected {expected}.") from error
+                expected = (
+                    str(error).split("Expected ")[-1].split(". Got")[0].replace("\n", " ").strip()
+                )
+                raise ConfigError(
+                    f"{key}={value} has the wrong type; expected {expected}."
+                ) from error
         raise
     made = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its older name
     config = Config(**vars(made(parsed)))
@@ -91,11 +122,15 @@ def _text(value: Any) -> str:
 def presets() -> dict[str, dict[str, Any]]:
     """Every preset by name: a task's common settings with those of one of its variants over them."""
     found = {}
-    for file in sorted(resources.files("targetprop.presets").iterdir(), key=lambda entry: entry.name):
+    for file in sorted(
+        resources.files("targetprop.presets").iterdir(), key=lambda entry: entry.name
+    ):
         if file.name.endswith(".yaml"):
             task = yaml.safe_load(file.read_text())
             for variant, settings in task["variants"].items():
-                found[f"{file.name[:-5]}-{variant}"] = dict([*flat(task["common"]), *flat(settings or {})])
+                found[f"{file.name[:-5]}-{variant}"] = dict(
+                    [*flat(task["common"]), *flat(settings or {})]
+                )
     return found
 
 
@@ -119,9 +154,13 @@ def load(name: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"no such file: {path}; give a YAML file or a preset ({', '.join(known)}).") from error
+        raise ConfigError(
+            f"no such file: {path}; give a YAML file or a preset ({', '.join(known)})."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}.") from error
+        raise ConfigError(
+            f"{path} cannot be read as YAML: {' '.join(str(error).split())}."
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, expected keys with values.")
     base = values.pop("preset", None)
@@ -134,7 +173,10 @@ def layered(*sources: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """The settings of all sources; one that names another network drops what earlier ones said of theirs."""
     settings: list[tuple[str, Any]] = []
     for source in map(list, sources):
-        name, before = dict(source).get("network.name"), dict(settings).get("network.name", NetworkConfig.name)
+        name, before = (
+            dict(source).get("network.name"),
+            dict(settings).get("network.name", NetworkConfig.name),
+        )
         if name is not None and name != before:
             settings = [(key, value) for key, value in settings if not key.startswith("network.")]
         settings += source

@@ -24,7 +24,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name} is not available here; use device=cpu, or auto.") from error
+        raise ConfigError(
+            f"device={name} is not available here; use device=cpu, or auto."
+        ) from error
     return device
 
 
@@ -45,11 +47,17 @@ def layout(net: nn.Module, memory_format: MemoryFormat) -> torch.memory_format:
     """
     single = any(isinstance(m, nn.Conv2d) and m.in_channels // m.groups == 1 for m in net.modules())
     if memory_format == "channels_last" and single:
-        raise ConfigError("memory_format=channels_last does not work where a convolution reads one channel; use contiguous.")
-    return torch.contiguous_format if single or memory_format == "contiguous" else torch.channels_last
+        raise ConfigError(
+            "memory_format=channels_last does not work where a convolution reads one channel; use contiguous."
+        )
+    return (
+        torch.contiguous_format if single or memory_format == "contiguous" else torch.channels_last
+    )
 
 
-def prepare(net: Any, device: torch.device, precision: Precision, memory_format: MemoryFormat) -> Any:
+def prepare(
+    net: Any, device: torch.device, precision: Precision, memory_format: MemoryFormat
+) -> Any:
     """``net`` on ``device``, its products in ``precision``.
 
     Raises:
@@ -59,9 +67,13 @@ def prepare(net: Any, device: torch.device, precision: Precision, memory_format:
     form = layout(net, memory_format)
     net = net.to(device, weight_dtype(precision), memory_format=form)
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+            precision == "tf32"
+        )
     if precision == "bfloat16":
         if not isinstance(net, Network):
-            raise ConfigError("dtype=bfloat16 needs a paired network; run a plain module under torch.autocast.")
+            raise ConfigError(
+                "dtype=bfloat16 needs a paired network; run a plain module under torch.autocast."
+            )
         net.compute_in(torch.bfloat16)
     return net

@@ -18,12 +18,17 @@ from targetprop.training.session import Session
 def accuracy(net: nn.Module, algo: Algorithm, batches: Batches) -> dict[str, float]:
     """Mean loss and top-1 accuracy over a set, in evaluation mode; top-5 too where there are more than 10 classes."""
     net.eval()
-    found = torch.zeros(4, dtype=torch.float64)  # sums of loss, top-1 and top-5; whether there are more than 10 classes
+    found = torch.zeros(
+        4, dtype=torch.float64
+    )  # sums of loss, top-1 and top-5; whether there are more than 10 classes
     for x, y in batches.once():
         logits = net(x)
         top5 = logits.topk(min(5, logits.shape[1])).indices
         hits = (logits.argmax(1) == y).sum().item(), (top5 == y[:, None]).any(1).sum().item()
-        found += torch.tensor([algo.loss(logits, y).item() * len(y), *hits, float(logits.shape[1] > 10)], dtype=torch.float64)
+        found += torch.tensor(
+            [algo.loss(logits, y).item() * len(y), *hits, float(logits.shape[1] > 10)],
+            dtype=torch.float64,
+        )
     net.train()
     batches.peers.total_(found)
     loss, top1, top5, wide = (found / len(batches.data)).tolist()

@@ -47,14 +47,22 @@ class Layout:
         """
         for name in ("devices", "nodes", "layer_ranks"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range; expected at least 1.")
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range; expected at least 1."
+                )
         if not started() and self.devices * self.nodes % self.layer_ranks:
             total = self.devices * self.nodes
-            raise ConfigError(f"--layer-ranks {self.layer_ranks} does not divide the {total} processes; give a divisor.")
+            raise ConfigError(
+                f"--layer-ranks {self.layer_ranks} does not divide the {total} processes; give a divisor."
+            )
         if torch.cuda.is_available() and self.devices > torch.cuda.device_count():
-            raise ConfigError(f"--devices {self.devices} is more than the {torch.cuda.device_count()} GPUs here; give fewer.")
+            raise ConfigError(
+                f"--devices {self.devices} is more than the {torch.cuda.device_count()} GPUs here; give fewer."
+            )
         if self.nodes > 1 and self.rendezvous is None:
-            raise ConfigError(f"--nodes {self.nodes} needs --rendezvous HOST:PORT, the same on every node.")
+            raise ConfigError(
+                f"--nodes {self.nodes} needs --rendezvous HOST:PORT, the same on every node."
+            )
 
 
 def started() -> bool:
@@ -133,7 +141,10 @@ def verdict(codes: dict[int, int]) -> tuple[int, str | None]:
         rank, code = min(killed.items())
         name = signal.Signals(-code).name
         remedy = "go on with: targetprop resume RUN --auto"
-        return 128 - code, f"rank {rank} was killed by signal {-code} ({name}) and the other ranks were stopped; {remedy}."
+        return (
+            128 - code,
+            f"rank {rank} was killed by signal {-code} ({name}) and the other ranks were stopped; {remedy}.",
+        )
     rank, code = min(causes.items())
     if code == LOST:
         return code, f"rank {rank} lost contact with a rank on another node; see the message there."

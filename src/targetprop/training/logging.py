@@ -45,7 +45,9 @@ class Metrics:
         kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=step + 1 if step else None
+        )
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One row; nested dictionaries of numbers become one curve per entry in TensorBoard."""
@@ -95,10 +97,16 @@ def commit() -> str | None:
     folder = Path(__file__).resolve().parent
     try:
         run = lambda *words: subprocess.run(  # noqa: E731
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
         if not run("ls-files", str(Path(__file__).name)):
             return None
-        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--", "..") else "")
+        return run("rev-parse", "--short=12", "HEAD") + (
+            "+" if run("status", "--porcelain", "--", "..") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None

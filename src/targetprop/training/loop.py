@@ -40,7 +40,9 @@ class Interrupted(Exception):
 Tell = Callable[[Session, float], None]
 
 
-def run(session: Session, tell: Tell = lambda session, loss: None, deadline: float = float("inf")) -> dict[str, Any]:
+def run(
+    session: Session, tell: Tell = lambda session, loss: None, deadline: float = float("inf")
+) -> dict[str, Any]:
     """Train until the last step, evaluating at each epoch's end; then test the selected weights once.
 
     Args:
@@ -67,7 +69,9 @@ def run(session: Session, tell: Tell = lambda session, loss: None, deadline: flo
         metrics.close()
 
 
-def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell, deadline: float) -> None:
+def train_epoch(
+    session: Session, metrics: Metrics, stop: list[int], tell: Tell, deadline: float
+) -> None:
     """The rest of the current epoch."""
     config, progress = session.config, session.progress
     loss = 0.0
@@ -76,7 +80,9 @@ def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell,
         report = step(session, x, y)
         due = config.measure_every and progress.step % config.measure_every == 0
         logged = due or progress.step % config.log_every == 0
-        if logged or x.device.type == "cpu":  # elsewhere reading the loss would make the device wait at every step
+        if (
+            logged or x.device.type == "cpu"
+        ):  # elsewhere reading the loss would make the device wait at every step
             loss = report.loss.item()
         progress.seconds += time.perf_counter() - began
         if not loss < float("inf"):
@@ -95,10 +101,15 @@ def train_epoch(session: Session, metrics: Metrics, stop: list[int], tell: Tell,
         tell(session, loss)
         if time.monotonic() > deadline:
             stop.append(signal.SIGALRM)
-        number = session.ranks.world.maximum(stop[0] if stop else 0)  # a signal may reach one rank a step before another
+        number = session.ranks.world.maximum(
+            stop[0] if stop else 0
+        )  # a signal may reach one rank a step before another
         if number:
             save(session)
-            raise Interrupted(f"stopped at step {progress.step}; go on with: targetprop resume {session.folder}", number)
+            raise Interrupted(
+                f"stopped at step {progress.step}; go on with: targetprop resume {session.folder}",
+                number,
+            )
         if progress.step >= session.last_step:
             break
         if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
@@ -111,7 +122,14 @@ def step(session: Session, x: Tensor, y: Tensor) -> Report:
     return session.algo.backward(x, y)
 
 
-def log_step(session: Session, metrics: Metrics, report: Report, loss: float, y: Tensor, angles: dict[str, float]) -> None:
+def log_step(
+    session: Session,
+    metrics: Metrics,
+    report: Report,
+    loss: float,
+    y: Tensor,
+    angles: dict[str, float],
+) -> None:
     """One row of training metrics, of the weights before the step."""
     accuracy = (report.logits.argmax(1) == y).double().mean()
     session.ranks.data.mean_(accuracy)
@@ -127,7 +145,9 @@ def log_step(session: Session, metrics: Metrics, report: Report, loss: float, y:
     mismatch = {name: f.mismatch for name, f in report.feedback.items() if f.mismatch is not None}
     iterations = {name: f.iterations for name, f in report.feedback.items()}
     for key, own in (("mismatch", mismatch), ("iterations", iterations)):
-        of_all = {name: value for part in session.ranks.layers.gather(own) for name, value in part.items()}
+        of_all = {
+            name: value for part in session.ranks.layers.gather(own) for name, value in part.items()
+        }
         if of_all:
             names = session.net.names if isinstance(session.net, Network) else sorted(of_all)
             values[key] = {name: of_all[name] for name in names if name in of_all}
@@ -140,7 +160,9 @@ def finish_epoch(session: Session, metrics: Metrics) -> None:
     best = False
     if session.validation is not None:
         scores = accuracy(session.net, session.algo, session.validation)
-        metrics.write("validation", progress.step, epoch=progress.epoch, seconds=progress.seconds, **scores)
+        metrics.write(
+            "validation", progress.step, epoch=progress.epoch, seconds=progress.seconds, **scores
+        )
         best = scores["accuracy"] > progress.best
         progress.best = max(progress.best, scores["accuracy"])
     if session.config.schedule.unit == "epoch":
@@ -234,9 +256,13 @@ def start(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     if ranks.leader:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            checkpoint.write_text(
+                folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False)
+            )
         except OSError as error:
-            raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
+            raise ConfigError(
+                f"{folder} cannot be written ({error.strerror}); give another --out."
+            ) from error
         record = environment(next(session.net.parameters()).device, config.seed)
         record["ranks"] = {"data": ranks.data.size, "layers": ranks.layers.size}
         checkpoint.write_text(folder / "environment.json", as_json(record))
@@ -252,7 +278,9 @@ def refuse_used(folder: Path) -> None:
 
     """
     if any((folder / name).exists() for name in ("config.yaml", "last.pt", "metrics.jsonl")):
-        raise ConfigError(f"{folder} already holds a run; resume it (targetprop resume {folder}) or give another --out.")
+        raise ConfigError(
+            f"{folder} already holds a run; resume it (targetprop resume {folder}) or give another --out."
+        )
 
 
 def resume(config: Config, folder: Path, name: str = "last.pt", ranks: Ranks = SINGLE) -> Session:
@@ -263,8 +291,12 @@ def resume(config: Config, folder: Path, name: str = "last.pt", ranks: Ranks = S
     ranks.world.wait()  # until all have read it
     if ranks.leader:
         checkpoint.remove_parts(folder)
-        if name != "last.pt":  # a damaged last.pt must not become the only predecessor of the next one
-            checkpoint.write_atomically(folder / "last.pt", lambda file: file.write(path.read_bytes()))
+        if (
+            name != "last.pt"
+        ):  # a damaged last.pt must not become the only predecessor of the next one
+            checkpoint.write_atomically(
+                folder / "last.pt", lambda file: file.write(path.read_bytes())
+            )
     return session
 
 
