@@ -1,13 +1,13 @@
-"""Linear maps A_w x and the two transposes that learning needs, as plain operators without an autograd graph.
+"""Linear maps A_w x and the two transposes that learning needs, as plain operators without a graph.
 
-A map is bilinear in its input x and its weight w. For the pairing of layers three products are enough:
+A map is bilinear in its input x and its weight w. To pair layers three products are enough:
 
 * ``apply(x, w, b)``: A_w x + b,
 * ``transpose(e, w, shape)``: A_wᵀ e, an array of ``shape`` like x,
-* ``correlate(e, x, shape)``: ∂⟨e, A_w x⟩/∂w, an array of ``shape`` like w, summed over batch and positions.
+* ``correlate(e, x, shape)``: ∂⟨e, A_w x⟩/∂w of ``shape`` like w, summed over batch and positions.
 
-``Conv2dMap`` and ``DenseMap`` call the operators of torch; ``AutogradMap`` derives both transposes of any bilinear
-function, which is how a user's own layer type joins (see ``targetprop.register``).
+``Conv2dMap`` and ``DenseMap`` call the operators of torch; ``AutogradMap`` derives both transposes
+of any bilinear function, which is how a user's own layer type joins (see ``targetprop.register``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn import grad
 
 
 class LinearMap(Protocol):
-    """The bilinear map (x, w) ↦ A_w x and its two transposes; a bias runs along ``bias_dim`` of the output."""
+    """(x, w) ↦ A_w x, bilinear, and its two transposes; a bias runs along output ``bias_dim``."""
 
     @property
     def bias_dim(self) -> int:
@@ -44,8 +44,8 @@ class LinearMap(Protocol):
 
 
 FEW_POSITIONS, MANY_PAIRS = 36, 128 * 256
-"""On a CPU ``Conv2dMap.correlate`` goes tap by tap up to so many outputs per channel, from so many pairs of channels on;
-chosen by measurement.
+"""On a CPU ``Conv2dMap.correlate`` goes tap by tap up to so many outputs per channel, from so many
+pairs of channels on; chosen by measurement.
 """
 
 
@@ -70,7 +70,7 @@ class Conv2dMap:
 
     def transpose(self, e: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
         """A_wᵀ e: the transposed convolution, every output padding included."""
-        # torch reads the shape of x only, but copies a stand-in that is not dense: give it memory that nobody writes.
+        # torch reads only x's shape, but copies one that is not dense: give memory nobody writes.
         last = torch.channels_last in (memory_format(e), memory_format(w))
         form = torch.channels_last if last else torch.contiguous_format
         x = torch.empty(tuple(shape), dtype=e.dtype, device=e.device, memory_format=form)
@@ -89,7 +89,8 @@ class Conv2dMap:
     def correlate_taps(self, e: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
         """The same as one matrix product a tap, over the positions where that tap meets no padding.
 
-        On a CPU up to several times faster than torch's for wide layers on images of a few pixels (docs/performance.md).
+        On a CPU up to several times faster than torch's for wide layers on images of a few pixels
+        (docs/performance.md).
         """
         gradient = torch.zeros(tuple(shape), dtype=e.dtype, device=e.device).contiguous(
             memory_format=memory_format(x)
@@ -170,7 +171,7 @@ class AutogradMap:
 
 @dataclass(frozen=True)
 class Reduced:
-    """The products of another map in a shorter floating-point format, such as bfloat16; weights keep theirs.
+    """Another map's products in a shorter float format, such as bfloat16; weights keep theirs.
 
     Attributes:
         inner: the map.
@@ -207,7 +208,7 @@ def is_feedback(key: str) -> bool:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """``torch.channels_last`` for an image whose channels lie innermost, else ``torch.contiguous_format``."""
+    """``torch.channels_last`` for an image with channels innermost, else ``contiguous_format``."""
     last = (
         x.dim() == 4
         and not x.is_contiguous()
@@ -217,7 +218,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 
 def along(b: Tensor, dim: int, dims: int) -> Tensor:
-    """The vector b shaped to broadcast along dimension ``dim`` of an array with ``dims`` dimensions."""
+    """The vector b, to broadcast along dimension ``dim`` of an array with ``dims`` dimensions."""
     return b.view([-1 if i == dim % dims else 1 for i in range(dims)])
 
 
@@ -227,7 +228,7 @@ def sum_to_bias(e: Tensor, dim: int) -> Tensor:
 
 
 def conv2d(module: nn.Conv2d) -> LinearMap:
-    """The map of a convolution; circular, reflected and asymmetric "same" padding take the autograd route."""
+    """A convolution's map; by autograd for circular, reflected, asymmetric "same" padding."""
     stride: Any = module.stride
     dilation: Any = module.dilation
     padding: Any = module.padding
@@ -259,11 +260,11 @@ def register(
 ):
     """Let ``targetprop.pair`` and ``targetprop.attach`` take modules of a type of yours.
 
-    ``attach`` knows every layer of torch with a linear map by itself and keeps to what it knows of those.
+    ``attach`` knows torch's own layers with a linear map, and keeps to what it knows of those.
 
     Args:
         module_type: a module with a ``weight`` and an optional ``bias``.
-        make: module ↦ the function (x, w) ↦ A_w x it computes without its bias, linear in x and in w.
+        make: module ↦ its function (x, w) ↦ A_w x, without the bias, linear in x and in w.
         bias_dim: the output dimension the bias runs along.
 
     Example:
@@ -272,7 +273,8 @@ def register(
         ...     def forward(self, x):
         ...         return torch.nn.functional.linear(x, self.weight.tril(), self.bias)
         >>> tp.register(Masked, lambda module: lambda x, w: x @ w.tril().T)
-        >>> feedback = tp.attach(torch.nn.Sequential(Masked(8, 8), torch.nn.Tanh(), Masked(8, 8)), torch.randn(2, 8))
+        >>> model = torch.nn.Sequential(Masked(8, 8), torch.nn.Tanh(), Masked(8, 8))
+        >>> feedback = tp.attach(model, torch.randn(2, 8))
         >>> max(feedback.mismatch().values()) < 0.01
         True
 

@@ -1,4 +1,4 @@
-"""What a rule, a solver or an algorithm assumes and costs, as its own class says; the table of all is gathered there."""
+"""What a rule, a solver or an algorithm assumes and costs, by its own class; the table of all."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ HEADINGS = (
 
 
 def found(package: Any, mark: str) -> dict[str, Any]:
-    """The classes of a package that set ``mark`` themselves, by the names of their files: a new file is a new entry."""
+    """A package's classes that set ``mark`` themselves, by file name: a new file is a new entry."""
     classes = {}
     for entry in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{entry.name}")

@@ -1,8 +1,9 @@
 """The processes that train one network together, by ``torch.distributed``; or this one alone.
 
-Two things can be shared out. *Samples*: every process has a part of the batch, sums over the batch are summed over the
-processes, and all results are those of the whole batch. *Layers*: feedback training is local to a layer, so processes with
-the same samples each train the feedback of some layers and exchange the weights. Both together form a mesh.
+Two things can be shared out. *Samples*: every process has a part of the batch, sums over the batch
+are summed over the processes, and all results are those of the whole batch. *Layers*: feedback
+training is local to a layer, so processes with the same samples each train the feedback of some
+layers and exchange the weights. Both together form a mesh.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class RankLost(Exception):
 
 
 class Group:
-    """Processes that exchange tensors; without a process group this one alone, and every exchange does nothing.
+    """Processes that exchange tensors; without a group this one alone, whose exchanges do nothing.
 
     Attributes:
         rank: this process's number in the group, from 0.
@@ -41,7 +42,7 @@ class Group:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def total_(self, *tensors: Tensor | None) -> None:
-        """Replace every tensor by its sum over the processes, all in one exchange; None is passed over."""
+        """Replace every tensor but None by its sum over the processes, all in one exchange."""
         present = [t for t in tensors if t is not None]
         if self.size == 1 or not present:
             return
@@ -90,9 +91,8 @@ class Group:
         try:
             collective(*args, group=self._group, **kwargs)
         except RuntimeError as error:  # what every backend raises, a type of its own or not
-            reason = (
-                str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
-            )  # without the backend's source line and advice
+            # without the backend's source line and advice
+            reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
             raise RankLost(f"lost contact with another rank ({reason}).") from error
 
 
@@ -131,7 +131,7 @@ SINGLE = Ranks()
 
 
 def mesh(layers: int = 1) -> Ranks:
-    """The processes of ``torch.distributed``, initialised before, as a mesh with ``layers`` of them along the layers.
+    """The mesh of ``torch.distributed``, initialised before, with ``layers`` along the layers.
 
     Raises:
         ValueError: the number of processes is no multiple of ``layers``.
@@ -145,7 +145,8 @@ def mesh(layers: int = 1) -> Ranks:
     size = dist.get_world_size()
     if layers < 1 or size % layers:
         raise ValueError(
-            f"{size} processes cannot be split over {layers} along the layers; give a divisor of {size}."
+            f"{size} processes cannot be split over {layers} along the layers; give a divisor of "
+            f"{size}."
         )
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device_mesh = dist.init_device_mesh(

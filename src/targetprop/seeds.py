@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def mixed(*numbers: int) -> int:
-    """A seed that depends on every number; a number's neighbours give unrelated seeds (splitmix64)."""
+    """A seed from every number; a number's neighbours give unrelated seeds (splitmix64)."""
     seed = 0
     for number in numbers:
         seed = (seed + number + 0x9E3779B97F4A7C15) % 2**64

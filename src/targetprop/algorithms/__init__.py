@@ -33,7 +33,7 @@ ALGORITHMS |= {
 
 
 def table() -> str:
-    """What each algorithm assumes and costs, as a table in Markdown: the rows of algorithms, solvers and rules."""
+    """What each algorithm assumes and costs, in Markdown: rows of algorithms, solvers and rules."""
     kinds = [ALGORITHMS["backprop"], *SOLVERS.values(), *ALGORITHMS.values()]
     return markdown(kind for kind in dict.fromkeys(kinds) if hasattr(kind, "rows"))
 

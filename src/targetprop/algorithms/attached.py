@@ -20,18 +20,21 @@ from targetprop.rules import Rule
 
 
 class Attached(Algorithm):
-    r"""A rule on any ``nn.Module``, behind the interface of all algorithms; see :func:`targetprop.attach`.
+    r"""A rule on any ``nn.Module``, as an algorithm like all others; see :func:`targetprop.attach`.
 
-        e^{n-1} = (∂ρ)ᵀ A_Bᵀ eⁿ,   ∇θⁿ = ∂⟨eⁿ, A_θ sⁿ⁻¹⟩/∂θⁿ,        B as the rule has it; θ itself for backpropagation
+        e^{n-1} = (∂ρ)ᵀ A_Bᵀ eⁿ,   ∇θⁿ = ∂⟨eⁿ, A_θ sⁿ⁻¹⟩/∂θⁿ
 
-    A network of ``targetprop.pair`` keeps its ω, unless the rule draws them by a law of its own.
+    B is as the rule has it, θ itself for backpropagation. A network of ``targetprop.pair`` keeps
+    its ω, unless the rule draws them by a law of its own.
 
     Attributes:
         rule: what the maps send back; None for backpropagation.
-        feedback: the handle; None for backpropagation, and for direct feedback alignment before its first batch.
+        feedback: the handle; None for backpropagation, and before the first batch for direct
+            feedback alignment.
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
         >>> algo = tp.algorithms.FeedbackAlignment(model)
         >>> optimizer = algo.follow(torch.optim.SGD(model.parameters(), lr=0.1))
         >>> report = algo.backward(torch.randn(32, 8), torch.randint(4, (32,)))
@@ -44,24 +47,25 @@ class Attached(Algorithm):
     """Of the rule; its fields are settings of the algorithm."""
 
     def __init__(
-        self, net: nn.Module, solver: Any = None, seed: int | None = None, loss: str | Loss = "cross_entropy",
-        label_smoothing: float = 0.0, example_inputs: Sequence[Any] = (), beta: float | None = None, **fields: Any,
+        self, net: nn.Module, solver: Any = None, seed: int | None = None,
+        loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0,
+        example_inputs: Sequence[Any] = (), beta: float | None = None, **fields: Any,
     ):  # fmt: skip
-        """Attach ``net``, unless it is attached by the rule already: then its handle is used as it is.
+        """Attach ``net``; where the rule is attached already, its handle is used as it is.
 
         Args:
             net: any module.
             solver: how ω learn, as for ``attach``; default the rule's.
             seed: of ω and of the noise; default 0.
-            loss: as for every algorithm; it is given the logits, or the ``logits`` of a model's output.
+            loss: as for every algorithm; of the logits, or the ``logits`` of a model's output.
             label_smoothing: as for every algorithm.
-            example_inputs: as for ``attach``. Direct feedback alignment takes its first batch where there are none.
+            example_inputs: as for ``attach``; for direct feedback alignment, else its first batch.
             beta: of activations given as modules, as for ``attach``.
             fields: those of the rule, such as ``variant`` of sign symmetry.
 
         Raises:
             TypeError: the rule has no such field.
-            ValueError: the module is attached by another rule or with other settings, or what ``attach`` refuses.
+            ValueError: attached by another rule or with other settings, or ``attach`` refuses it.
 
         """
         super().__init__(net, loss, label_smoothing)
@@ -69,8 +73,8 @@ class Attached(Algorithm):
         self.papers = ("rumelhart1986",) if self.rule is None else self.rule.papers
         if beta is not None and isinstance(net, Network):
             raise ValueError(
-                f"{type(self).__name__} carries errors through a network of targetprop.pair, so beta={beta} would change "
-                "nothing; leave it out."
+                f"{type(self).__name__} carries errors through a network of targetprop.pair, so "
+                f"beta={beta} would change nothing; leave it out."
             )
         given = {"solver": solver, "seed": seed, "beta": beta}
         self.settings = {name: value for name, value in given.items() if value is not None}
@@ -94,7 +98,7 @@ class Attached(Algorithm):
         return "backprop" if self.rule is None else self.rule.name
 
     def attach(self, *example_inputs: Any) -> None:
-        """Attach the module, whose feedback then learns in the steps of the optimizers that are followed."""
+        """Attach the module; its feedback then learns in the steps of the followed optimizers."""
         rule: Any = self.rule
         self.feedback = attach(self.net, *example_inputs, rule=rule, **self.settings)
         for optimizer in self._followed:
@@ -108,9 +112,9 @@ class Attached(Algorithm):
             self.attach(x[:2])
 
     def backward(self, x: Tensor, y: Tensor) -> Report:
-        """Add the gradients to ``.grad`` of the forward parameters, and to those of the loss and of x where they need any.
+        """Add to ``.grad`` of the forward parameters, and of the loss's and of x, if they need any.
 
-        Where no optimizer is followed, the maps that are due are probed here: ω learn, but without tracking.
+        Where no optimizer is followed, the maps that are due are probed here: ω learn, untracked.
         """
         with backpropagating(self.net) if self.rule is None else nullcontext():
             return self._backward(x, y)
@@ -147,12 +151,13 @@ class Attached(Algorithm):
         """Let torch.compile fuse both passes."""
         if self.rule is not None and self.rule.direct:
             raise ValueError(
-                "direct feedback alignment hands errors around the graph and cannot be compiled; drop compile."
+                "direct feedback alignment hands errors around the graph and cannot be compiled; "
+                "drop compile."
             )
         self._forward = torch.compile(self.net, mode=mode)
 
     def state_dict(self) -> dict[str, Any]:
-        """The solver's memory, a copy; ω are in the module's own ``state_dict``, which is to be loaded first."""
+        """The solver's memory, a copy; load the module's own ``state_dict``, with ω, before it."""
         return {} if self.feedback is None else {"feedback": self.feedback.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,7 +169,8 @@ class Attached(Algorithm):
         """
         if set(state) - {"feedback"} or (state and self.rule is None):
             raise ValueError(
-                f"this state is of another algorithm than {self.name} on a plain module, got {sorted(state)}."
+                f"this state is of another algorithm than {self.name} on a plain module, got "
+                f"{sorted(state)}."
             )
         if self.feedback is None:
             self._pending = dict(state)
@@ -204,13 +210,14 @@ def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback 
     for name, value in wanted.items():
         if value is not None and value != own.get(name):
             raise ValueError(
-                f"the module is attached with other settings already, got {name}={value}; leave {name} out."
+                f"the module is attached with other settings already, got {name}={value}; leave "
+                f"{name} out."
             )
     return found
 
 
 def named_by_layer(net: nn.Module, found: dict[str, Any]) -> dict[str, Any]:
-    """What was found per map or weight, under the names that a network of ``pair`` gives its layers."""
+    """What was found per map or weight, by the names that a network of ``pair`` gives layers."""
     if not isinstance(net, Network):
         return dict(found)
     places = {
@@ -232,7 +239,8 @@ def logits_of(output: Any, net: nn.Module) -> Tensor:
     found = getattr(output, "logits", output)
     if not isinstance(found, Tensor):
         raise TypeError(
-            f"{type(net).__name__} returned {type(output).__name__}; expected logits as a tensor, or an output with .logits."
+            f"{type(net).__name__} returned {type(output).__name__}; expected logits as a tensor, "
+            "or an output with .logits."
         )
     return at_least_float32(found)
 

@@ -13,7 +13,7 @@ from targetprop.properties import Row
 
 
 class Backprop(Attached):
-    """∂L/∂θ of the batch-mean loss by autograd (Rumelhart et al. 1986), of any module, attached or not.
+    """∂L/∂θ of the batch mean by autograd (Rumelhart et al. 1986), of any module, attached or not.
 
     Example:
         >>> algo = tp.algorithms.Backprop(torch.nn.Linear(8, 4))
@@ -39,5 +39,5 @@ class Backprop(Attached):
         self, net: nn.Module, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0,
         example_inputs: Sequence[Any] = (),
     ):  # fmt: skip
-        """As for every algorithm; there is no feedback to be set, and the example inputs tell nothing here."""
+        """As for every algorithm; there is no feedback to set, and example inputs tell nothing."""
         super().__init__(net, loss=loss, label_smoothing=label_smoothing)

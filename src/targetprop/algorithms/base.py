@@ -30,7 +30,7 @@ class Report:
     Attributes:
         loss: batch mean of the loss, a scalar without a graph.
         logits: sᴺ of the batch, or of this process's part of it, without a graph.
-        feedback: per layer name, what its solver did, for the layers whose feedback this process trains.
+        feedback: what the solver did, per name of a layer whose feedback this process trains.
 
     """
 
@@ -41,7 +41,10 @@ class Report:
     def __repr__(self) -> str:
         """The loss and what was trained, not the arrays."""
         probed = [name for name, entry in self.feedback.items() if entry.iterations]
-        return f"Report(loss={self.loss.item():.4g}, logits {tuple(self.logits.shape)}, feedback trained: {probed})"
+        return (
+            f"Report(loss={self.loss.item():.4g}, logits {tuple(self.logits.shape)}, "
+            f"feedback trained: {probed})"
+        )
 
 
 def several_processes() -> bool:
@@ -73,10 +76,10 @@ class Algorithm(ABC):
     """How its feedback learns, where that can be chosen."""
 
     rows: tuple[Row, ...]
-    """Of the table of algorithms; a class that has some is in ``ALGORITHMS`` under its file's name."""
+    """Of the table of algorithms; a class with some is in ``ALGORITHMS`` under its file's name."""
 
     elsewhere: type[Algorithm] | None = None
-    """The algorithm that the class's constructor makes on a module that is no network of ``targetprop.pair``."""
+    """What the class's constructor makes on a module that is no network of ``targetprop.pair``."""
 
     any_module = False
     """Whether it trains any module, or networks of ``targetprop.pair`` alone."""
@@ -101,8 +104,8 @@ class Algorithm(ABC):
 
         Args:
             net: the network.
-            loss: ``"cross_entropy"``, ``"mse"`` (against one-hot labels, or float targets shaped like the logits), or any
-                function of (logits, y) that returns a batch mean.
+            loss: ``"cross_entropy"``, ``"mse"`` (against one-hot labels, or float targets shaped
+                like the logits), or any function of (logits, y) that returns a batch mean.
             label_smoothing: of the cross-entropy.
 
         Raises:
@@ -124,22 +127,23 @@ class Algorithm(ABC):
 
     @abstractmethod
     def backward(self, x: Tensor, y: Tensor) -> Report:
-        """Add to ``.grad`` an estimate of the gradient of the batch-mean loss, after training the feedback path, if any."""
+        """Train feedback, if any; add an estimate of the batch-mean loss gradient to ``.grad``."""
 
     def follow(self, optimizer: Any) -> Any:
-        """Let the feedback learn in the steps of ``optimizer``, where the rule needs that; returns it."""
+        """Let feedback learn in ``optimizer``'s steps, where the rule needs that; returns it."""
         return optimizer
 
     @abstractmethod
     def compile(self, mode: str | None = None) -> None:
-        """Run the passes through torch.compile from now on; ``mode`` is torch's, one without CUDA graphs."""
+        """Run the passes through torch.compile from now on, in a ``mode`` without CUDA graphs."""
 
     def distribute(self, ranks: Ranks) -> None:
-        """Train together with other processes from now on; weights, memory and seeds must be the same on all of them.
+        """Train together with other processes from now on.
 
-        ``backward(x, y)`` then takes this process's part of the batch, as large as that of every other along ``ranks.data``,
-        and leaves in ``.grad`` and ``report.loss`` what one process would find on the whole batch. Batch normalisation alone
-        uses the statistics of each part, and keeps their mean.
+        Weights, memory and seeds must be the same on all of them. ``backward(x, y)`` then takes
+        this process's part of the batch, as large as that of every other along ``ranks.data``, and
+        leaves in ``.grad`` and ``report.loss`` what one process would find on the whole batch.
+        Batch normalisation alone uses the statistics of each part, and keeps their mean.
 
         Raises:
             ValueError: layers to be shared out, where the algorithm cannot.
@@ -147,8 +151,9 @@ class Algorithm(ABC):
         """
         if ranks.layers.size > 1 and not self.splits_layers:
             raise ValueError(
-                f"{type(self).__name__} does not train its feedback layer by layer, so {ranks.layers.size} processes cannot "
-                "share out the layers; share out the batch alone."
+                f"{type(self).__name__} does not train its feedback layer by layer, so "
+                f"{ranks.layers.size} processes cannot share out the layers; share out the batch "
+                "alone."
             )
         self.ranks = ranks
 
@@ -166,8 +171,9 @@ class Algorithm(ABC):
         if self.ranks.world.size == 1 and not self._told and several_processes():
             self._told = True
             warnings.warn(
-                f"{type(self).__name__} trains alone while {torch.distributed.get_world_size()} processes run, so gradients "
-                "are not averaged; call algo.distribute(targetprop.ranks.mesh()).",
+                f"{type(self).__name__} trains alone while {torch.distributed.get_world_size()} "
+                "processes run, so gradients are not averaged; call "
+                "algo.distribute(targetprop.ranks.mesh()).",
                 stacklevel=4,
             )
 
@@ -181,7 +187,7 @@ class Algorithm(ABC):
             self._mean = True
 
     def backpropagate(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """``loss.backward()``, the gradients of ``parameters`` averaged like the loss, which is returned without its graph."""
+        """``loss.backward()``, gradients of ``parameters`` averaged; the mean loss, detached."""
         alone = self.ranks.data.size == 1
         before = [p.grad for p in parameters]
         for p in [] if alone else parameters:
@@ -196,13 +202,13 @@ class Algorithm(ABC):
         return loss
 
     def average(self, loss: Tensor, *gradients: Tensor | None) -> None:
-        """Replace batch means of this process's part, and running statistics, by those of the whole batch, in place."""
+        """Replace this part's batch means and running statistics by the whole batch's, in place."""
         if self.ranks.data.size > 1:  # alone, a step does not look for statistics
             statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
             self.ranks.data.mean_(loss, *gradients, *statistics)
 
     def accumulate(self, loss: Tensor, learned: Sequence[Gradients]) -> None:
-        """Add the layers' gradients to ``.grad``, averaged like ``loss`` over all parts of the batch."""
+        """Add the layers' gradients to ``.grad``, averaged like ``loss`` over the whole batch."""
         self.average(loss, *(value for gradients in learned for value in tensors_of(gradients)))
         for layer, gradients in zip(self.net.layers, learned, strict=True):
             layer.accumulate(gradients)
@@ -221,23 +227,26 @@ def demand_kind(kind: type[Algorithm], net: Any) -> None:
     """Refuse what an algorithm of ``kind`` cannot train.
 
     Raises:
-        TypeError: no module, a wrapper that averages gradients, or no network of ``pair`` where it takes to be one.
+        TypeError: no module, a wrapper that averages gradients, or no ``pair`` network if needed.
 
     """
     if isinstance(net, DataParallels):
         raise TypeError(
-            f"{kind.__name__} averages gradients itself, got {type(net).__name__}; give it the module within and call "
-            "algo.distribute(ranks), or attach the module with targetprop.attach and keep loss.backward()."
+            f"{kind.__name__} averages gradients itself, got {type(net).__name__}; give it the "
+            "module within and call algo.distribute(ranks), or attach the module with "
+            "targetprop.attach and keep loss.backward()."
         )
     if not isinstance(net, nn.Module):
         raise TypeError(
-            f"{kind.__name__} trains a module, got {type(net).__name__}; build one, or pair(nn.Sequential(...))."
+            f"{kind.__name__} trains a module, got {type(net).__name__}; build one, or "
+            "pair(nn.Sequential(...))."
         )
     if not kind.any_module and not isinstance(net, Network):
         raise TypeError(
-            f"{kind.__name__} needs explicit passes: make the network by targetprop.pair(nn.Sequential(...)), got "
-            f"{type(net).__name__}; Backprop, LDRL, FeedbackAlignment, DirectFeedbackAlignment, KolenPollack, "
-            "WeightMirror and SignSymmetry take any module."
+            f"{kind.__name__} needs explicit passes: make the network by "
+            f"targetprop.pair(nn.Sequential(...)), got {type(net).__name__}; Backprop, LDRL, "
+            "FeedbackAlignment, DirectFeedbackAlignment, KolenPollack, WeightMirror and "
+            "SignSymmetry take any module."
         )
 
 
@@ -245,15 +254,16 @@ def demand_explicit(net: Network, x: Tensor) -> None:
     """Refuse what explicit passes would get wrong without a word.
 
     Raises:
-        ValueError: an input that needs a gradient; half-precision weights or autocast; a hooked module.
+        ValueError: the input needs a gradient; half-precision weights or autocast; a hooked module.
 
     """
     refuse_input_gradient(x)
     short = next((p.dtype for p in net.parameters() if torch.finfo(p.dtype).bits < 32), None)
     if short is not None or torch.is_autocast_enabled(x.device.type):
         raise ValueError(
-            f"explicit passes need weights in float32 or float64 and no autocast, got {short or 'autocast'}; call "
-            "net.compute_in(torch.bfloat16) for products in a short format, or attach the plain module instead."
+            "explicit passes need weights in float32 or float64 and no autocast, got "
+            f"{short or 'autocast'}; call net.compute_in(torch.bfloat16) for products in a short "
+            "format, or attach the plain module instead."
         )
     net.refuse_hooks()
 
@@ -267,8 +277,9 @@ def refuse_input_gradient(x: Tensor) -> None:
     """
     if x.requires_grad:
         raise ValueError(
-            "the input needs a gradient, but the first layer of a paired network has no feedback; give x.detach(), or attach "
-            "the plain module (targetprop.attach) and keep loss.backward()."
+            "the input needs a gradient, but the first layer of a paired network has no feedback; "
+            "give x.detach(), or attach the plain module (targetprop.attach) and keep "
+            "loss.backward()."
         )
 
 

@@ -1,4 +1,4 @@
-"""Direct linear feedback from the output to every hidden layer, trained by the difference reconstruction loss."""
+"""Linear feedback from the output to every hidden layer, by the difference reconstruction loss."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def direct_drl(q: Tensor, moved: Tensor, e: Tensor, sigma: float) -> tuple[Tenso
 class DDTPLinear(Algorithm):
     r"""DDTP-linear (Meulemans et al. 2020).
 
-        tᴺ  =  sᴺ − β ∂ℓ/∂sᴺ,     tⁿ  =  sⁿ + Qⁿ(tᴺ − sᴺ)                    hidden layers n < N
-        Qⁿ  descends, by Adam,  ‖Qⁿ(ŝᴺ − sᴺ) − σε‖²/σ²                               ŝᴺ the output with sⁿ perturbed by σε
+        tᴺ  =  sᴺ − β ∂ℓ/∂sᴺ,     tⁿ  =  sⁿ + Qⁿ(tᴺ − sᴺ)       hidden layers n < N
+        Qⁿ  descends, by Adam,  ‖Qⁿ(ŝᴺ − sᴺ) − σε‖²/σ²         ŝᴺ the output, sⁿ perturbed by σε
         ∇θⁿ =  ∂/∂θⁿ  mean over the batch of ½‖Fⁿ(sⁿ⁻¹; θⁿ) − tⁿ‖² / β
 
     Attributes:
-        directs: Qⁿ per layer name, of shape (outputs of the net, outputs of the layer); drawn on the first batch.
+        directs: Qⁿ per layer name, (net outputs, layer outputs) in shape; drawn on the first batch.
 
     """
 
@@ -124,7 +124,7 @@ class DDTPLinear(Algorithm):
         return self.directs[name]
 
     def reconstruct(self, i: int, leaves: Sequence[tuple[Layer, Trace]]) -> Tensor:
-        """One update of Qⁿ of layer i on the difference reconstruction loss; returns the loss before it."""
+        """One update of layer i's Qⁿ on the difference reconstruction loss; the loss before it."""
         q, (_, trace), logits = self.direct(i, leaves), leaves[i], leaves[-1][1].output
         e = noise_like(trace.output, self._generator, peers=self.ranks.data).mul_(self.noise)
         moved = to_output([layer for layer, _ in leaves[i + 1 :]], trace.output + e) - logits

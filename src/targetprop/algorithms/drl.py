@@ -19,7 +19,7 @@ from targetprop.laboratory.pairing import Network
 from targetprop.properties import Row
 
 Schedule = Literal["sequential", "parallel"]
-"""Feedback learns before a batch's targets (the paper's s-), or after them, as if at the same time (p-)."""
+"""ω learn before a batch's targets (the paper's s-) or after them, as if at the same time (p-)."""
 
 
 def to_output(layers: Sequence[Layer], x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def to_output(layers: Sequence[Layer], x: Tensor) -> Tensor:
 
 
 def from_output(leaves: Sequence[tuple[Layer, Trace]], d: Tensor) -> Tensor:
-    """Carry the output's difference d down the layers of ``leaves`` by difference-corrected feedback."""
+    """Carry the output's difference d down through ``leaves`` by difference-corrected feedback."""
     for layer, trace in reversed(leaves):
         d = layer.difference(trace, d)
     return d
@@ -44,14 +44,15 @@ def drl(
     sigma: float,
     damping: float,
 ) -> tuple[Tensor, Tensor]:
-    """Difference reconstruction loss of the first of ``leaves`` and its gradient on that layer's ω (Meulemans et al. 2020).
+    """Difference reconstruction loss (Meulemans et al. 2020) of ``leaves[0]``; its gradient on ω.
 
-    With x = sⁿ⁻¹ perturbed by ε, run to the output ŝᴺ, u and v what the differences ŝᴺ − sᴺ and η are at the layer's feedback
-    map after they have come down through the layers above:
+    With x = sⁿ⁻¹ perturbed by ε, run to the output ŝᴺ, u and v what the differences ŝᴺ − sᴺ and η
+    are at the layer's feedback map after they have come down through the layers above:
 
         L = mean over the batch of (‖A_ωᵀu − ε‖² + λ‖A_ωᵀv‖²)/σ²
 
-    Its minimiser in a linear net is the damped pseudo-inverse Jᵀ(JJᵀ + λI)⁻¹ of the Jacobian from sⁿ⁻¹ to the output.
+    Its minimiser in a linear net is the damped pseudo-inverse Jᵀ(JJᵀ + λI)⁻¹ of the Jacobian J
+    from sⁿ⁻¹ to the output.
 
     Args:
         leaves: the layer and those above it, up to the output, with their clean passes.
@@ -80,8 +81,9 @@ def drl(
 class DRL(LDRL):
     """Difference target propagation trained end to end (DTPDRL; Meulemans et al. 2020).
 
-    As L-DRL but for (a): each ωⁿ learns by Adam to bring a perturbation of sⁿ⁻¹ back from the *output*, so that targets tend
-    to those of Gauss–Newton. Not local: the loss of a layer needs all layers above it.
+    As L-DRL but for (a): each ωⁿ learns by Adam to bring a perturbation of sⁿ⁻¹ back from the
+    *output*, so that targets tend to those of Gauss–Newton. Not local: the loss of a layer needs
+    all layers above it.
 
     Attributes:
         noise: σ.
@@ -89,7 +91,8 @@ class DRL(LDRL):
         iterations: K per layer and batch.
         damping: λ.
         weight_decay: of ω, in Adam; the usual stand-in for λ.
-        schedule: ``"sequential"``, ω learns before the batch's targets; ``"parallel"``, after them, as if at the same time.
+        schedule: ``"sequential"``, ω learns before the batch's targets; ``"parallel"``, after
+            them, as if at the same time.
 
     """
 
@@ -123,7 +126,7 @@ class DRL(LDRL):
         loss: str | Loss = "cross_entropy",
         label_smoothing: float = 0.0,
     ):
-        """As for L-DRL; the settings of (a) are attributes, one number or one per layer with feedback.
+        """As for L-DRL; settings of (a) are attributes, one number or one per layer with feedback.
 
         Raises:
             ValueError: the network has residual blocks, or an unknown schedule.
@@ -188,5 +191,6 @@ def demand_chain(net: Network, name: str) -> None:
     """
     if not all(isinstance(block, Layer) for block in net.blocks):
         raise ValueError(
-            f"{name} brings differences back through a chain of layers; this network has residual blocks."
+            f"{name} brings differences back through a chain of layers; this network has residual "
+            "blocks."
         )

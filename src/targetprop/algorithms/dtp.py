@@ -10,9 +10,9 @@ from targetprop.properties import Row
 class DTP(LDRL):
     """Difference target propagation (Lee et al. 2015).
 
-    As L-DRL but for (a): each feedback layer learns to reconstruct, minimising ‖Gⁿ(Fⁿ(sⁿ⁻¹ + ε)) − (sⁿ⁻¹ + ε)‖², so that its
-    Jacobian tends to the *inverse* of the forward layer's where one exists, not to its transpose. The default solver is
-    ``ReconstructionSolver()``.
+    As L-DRL but for (a): each feedback layer learns to reconstruct x = sⁿ⁻¹ + ε by minimising
+    ‖Gⁿ(Fⁿ(x)) − x‖², so that its Jacobian tends to the *inverse* of the forward layer's where one
+    exists, not to its transpose. The default solver is ``ReconstructionSolver()``.
     """
 
     papers = ("lee2015",)

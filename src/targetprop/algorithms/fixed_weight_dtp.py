@@ -10,7 +10,7 @@ from targetprop.properties import Row
 
 
 class FixedWeightDTP(LDRL):
-    """FW-DTP (Shibuya et al. 2023): difference-corrected targets through ω as initialised; (a) does nothing."""
+    """FW-DTP (Shibuya et al. 2023): difference-corrected targets, ω as drawn; (a) does nothing."""
 
     papers = ("shibuya2023",)
     rows = (

@@ -8,15 +8,12 @@ from targetprop.properties import Row
 
 
 class JacobianMatchingOracle(LDRL):
-    """L-DRL with ω at the minimiser of ‖J_G − J_Fᵀ‖² in closed form (Bao et al. 2024), which reads θ: an oracle.
+    """L-DRL with ω at the minimiser of ‖J_G − J_Fᵀ‖² in closed form (Bao et al. 2024).
 
-    As L-DRL, with ``JacobianMatching()`` for the default solver.
+    As L-DRL, with ``JacobianMatching()``, an oracle, which reads θ, for the default solver.
     """
 
-    papers = (
-        "ernoult2022",
-        "bao2024",
-    )
+    papers = ("ernoult2022", "bao2024")
     rows = (
         Row(
             "JacobianMatchingOracle",

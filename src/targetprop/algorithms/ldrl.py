@@ -1,4 +1,4 @@
-"""Difference target propagation with feedback learned by the local difference reconstruction loss (L-DRL)."""
+"""Difference target propagation by the local difference reconstruction loss (L-DRL)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class LDRL(Local):
 
     For a batch (x, y), layers sⁿ = Fⁿ(sⁿ⁻¹; θⁿ) and feedback layers Gⁿ(·; ωⁿ), n = 1..N:
 
-        (a)  ωⁿ   ←  towards  J_Gⁿ = (J_Fⁿ)ᵀ                            each n ≥ 2 by itself, by the solver
-        (b)  tᴺ   =  sᴺ − β ∂ℓ/∂sᴺ                                      ℓ the loss of a sample
-             tⁿ⁻¹ =  sⁿ⁻¹ + Gⁿ(tⁿ) − Gⁿ(sⁿ)                             difference correction
+        (a)  ωⁿ   ←  towards  J_Gⁿ = (J_Fⁿ)ᵀ                    each n ≥ 2 by itself, by the solver
+        (b)  tᴺ   =  sᴺ − β ∂ℓ/∂sᴺ                              ℓ the loss of a sample
+             tⁿ⁻¹ =  sⁿ⁻¹ + Gⁿ(tⁿ) − Gⁿ(sⁿ)                     difference correction
         (c)  ∇θⁿ  =  ∂/∂θⁿ  mean over the batch of ½‖Fⁿ(sⁿ⁻¹; θⁿ) − tⁿ‖² / β
 
-    If (a) has reached J_Gⁿ = (J_Fⁿ)ᵀ, then (c) tends to the gradient of the loss as β → 0. The division by β, which the paper
-    leaves to the learning rate, makes ``.grad`` an estimate of that gradient for any β.
+    If (a) has reached J_Gⁿ = (J_Fⁿ)ᵀ, then (c) tends to the gradient of the loss as β → 0. The
+    division by β, which the paper leaves to the learning rate, makes ``.grad`` an estimate of that
+    gradient for any β.
 
     Attributes:
         beta: β, the nudging strength of the output target.
@@ -46,7 +47,9 @@ class LDRL(Local):
     elsewhere = AttachedLDRL
     default_solver: Callable[[], Solver] = PredictiveSolver
     default_beta = 0.01
-    """Small: what a finite nudge adds to the gradient grows with the weights; 0.1 diverged in long runs (docs/results.md)."""
+    """Small: what a finite nudge adds to the gradient grows with the weights; 0.1 diverged in long
+    runs (docs/results.md).
+    """
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class LDRL(Local):
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Report:
-        """Train the feedback path on the batch, then add the estimate of the loss gradient to ``.grad`` of θ.
+        """Train the feedback path on the batch; add the loss gradient's estimate to θ's ``.grad``.
 
         With a tracking solver ω receives the same increments of ``.grad`` as its θ.
         """

@@ -1,4 +1,4 @@
-"""What the algorithms with a feedback path share: the solver, what it remembers, and the compiled passes."""
+"""What algorithms with a feedback path share: the solver, its memory, the compiled passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from targetprop.ranks import Ranks
 
 
 class Local(Algorithm):
-    """An algorithm whose layers learn from what a feedback path with weights ω of its own brings them.
+    """An algorithm whose layers learn from what a feedback path with its own weights ω brings.
 
     Attributes:
         solver: how ω is learned.
@@ -62,7 +62,7 @@ class Local(Algorithm):
         self._sharing = Sharing(ranks, self._trained)
 
     def train_feedback(self, leaves: Sequence[tuple[Layer, Trace]]) -> dict[str, FeedbackReport]:
-        """One call of the solver for every layer with feedback that is this process's; the layers are independent."""
+        """One call of the solver for each of this process's layers with feedback, independently."""
         reports: dict[str, FeedbackReport] = {}
         device, traces = leaves[0][1].input.device, dict(zip(self.net.names, leaves, strict=True))
         beside = Beside(device)
@@ -84,17 +84,17 @@ class Local(Algorithm):
         return reports
 
     def compile(self, mode: str | None = None) -> None:
-        """Let torch.compile fuse the forward pass, and the way back; the solvers' probes stay as they are.
+        """Let torch.compile fuse the passes up and down; the solvers' probes stay as they are.
 
         Args:
-            mode: torch.compile's; not one with CUDA graphs, which would overwrite ``.grad`` and the report's logits.
+            mode: torch.compile's; CUDA graphs would overwrite ``.grad`` and the report's logits.
 
         """
         self.trace = torch.compile(self.net.trace, mode=mode)
         self.descend = torch.compile(self.net.descend, mode=mode)
 
     def state_dict(self) -> dict[str, Any]:
-        """The solver's memory of every layer and the state of its noise generator, from whoever trains it."""
+        """Every layer's solver memory and noise generator state, from whoever trains the layer."""
         device = None if self.ranks.layers.size == 1 else torch.device("cpu")
         feedback, generators = {}, {}
         for memories, states in self.ranks.layers.gather(

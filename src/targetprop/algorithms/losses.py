@@ -18,7 +18,7 @@ def loss_function(loss: str | Loss, label_smoothing: float = 0.0) -> Loss:
     """The loss called ``loss``, or ``loss`` itself.
 
     Raises:
-        ValueError: an unknown name, or label smoothing outside [0, 1) or of another loss than cross-entropy.
+        ValueError: an unknown name; label smoothing outside [0, 1) or without cross-entropy.
 
     """
     if not 0 <= label_smoothing < 1:
@@ -44,11 +44,12 @@ def mean_squared_error(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def output_error(loss: Loss, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch-mean loss and ∂ℓ/∂sᴺ of the *per-sample* losses ℓ, B times the gradient of their mean."""
+    """The batch-mean loss and ∂ℓ/∂sᴺ of *per-sample* losses ℓ, B times their mean's gradient."""
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         value = loss(leaf, y)
-    value.backward()  # parameters of the loss itself, which the layers do not see, get their gradient too
+    # Parameters of the loss itself, which the layers do not see, get their gradient too.
+    value.backward()
     gradient: Any = leaf.grad
     return value.detach(), gradient * len(logits)
 
@@ -63,17 +64,12 @@ def refuse_sum(loss: Loss, logits: Tensor, y: Tensor) -> None:
     try:
         with torch.no_grad():
             once, twice = (float(loss(torch.cat([logits] * n), torch.cat([y] * n))) for n in (1, 2))
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        IndexError,
-    ):  # a loss of a fixed number of samples cannot be asked
-        return
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return  # a loss of a fixed number of samples cannot be asked
     if abs(twice - 2 * once) < 1e-3 * abs(once) and abs(once) > 0:
         raise ValueError(
-            f"the loss of a batch taken twice is {twice:.4g}, twice that of the batch, {once:.4g}: it is a sum, and targets "
-            "need the batch mean; use reduction='mean'."
+            f"the loss of a batch taken twice is {twice:.4g}, twice that of the batch, {once:.4g}: "
+            "it is a sum, and targets need the batch mean; use reduction='mean'."
         )
 
 

@@ -8,7 +8,7 @@ from targetprop.properties import Row
 
 
 class ParallelLDRL(LDRL):
-    """Parallel L-DRL (the code of Ernoult et al. 2022): each ωⁿ makes a single Adam update over ten noise samples.
+    """Parallel L-DRL (code of Ernoult et al. 2022): one Adam update per ωⁿ on ten noise samples.
 
     As L-DRL, with ``AdamSolver()`` for the default solver.
     """

@@ -13,7 +13,7 @@ from targetprop.ranks import Ranks
 
 
 def assign(costs: Mapping[str, float], size: int) -> dict[str, int]:
-    """A process per layer: the costliest layer first, each to whoever has the least so far (Graham 1969)."""
+    """A process per layer: the costliest first, to whoever has the least so far (Graham 1969)."""
     loads = [0.0] * size
     owners = {}
     for name in sorted(costs, key=lambda name: -costs[name]):
@@ -23,10 +23,10 @@ def assign(costs: Mapping[str, float], size: int) -> dict[str, int]:
 
 
 class Sharing:
-    """The assignment: by number of weights at first, and by the times measured on the second batch from then on.
+    """The assignment: first by number of weights, then by the times measured on the second batch.
 
-    The first batch is not typical: solvers calibrate on it. Results do not depend on the assignment, since every layer has a
-    noise generator of its own.
+    The first batch is not typical: solvers calibrate on it. Results do not depend on the
+    assignment, since every layer has a noise generator of its own.
     """
 
     def __init__(self, ranks: Ranks, layers: Mapping[str, Layer]):
@@ -57,7 +57,7 @@ class Sharing:
         self._seconds[name] = time.perf_counter() - began
 
     def exchange(self, layers: Mapping[str, Layer], changed: Sequence[str]) -> None:
-        """Bring everyone the feedback weights of this process's layers that have ``changed``, once a batch."""
+        """Bring everyone this process's feedback weights of ``changed`` layers, once a batch."""
         group = self.ranks.layers
         if group.size == 1:
             return

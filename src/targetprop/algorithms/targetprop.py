@@ -12,13 +12,10 @@ from targetprop.properties import Row
 class TargetProp(DTP):
     """Target propagation (Bengio 2014; Lee et al. 2015): tⁿ⁻¹ = Gⁿ(tⁿ), feedback learned as in DTP.
 
-    In a residual block every layer's target is that of its own feedback, and the differences of both arms are summed.
+    In a residual block a layer's target is its own feedback's; both arms' differences are summed.
     """
 
-    papers = (
-        "bengio2014",
-        "lee2015",
-    )
+    papers = ("bengio2014", "lee2015")
     rows = (
         Row(
             "TargetProp",

@@ -1,8 +1,9 @@
 """Tracking for explicit passes: within any optimizer's step, ω has the gradient of its θ.
 
-The finished gradient counts: accumulated, clipped, unscaled. It is copied when a step begins and taken away when it ends, so
-that no norm and no scaler ever sees a gradient of ω. Hooks of all torch optimizers do it, since users of ``algo.backward``
-tell the algorithm nothing of theirs; a network counts as long as an algorithm that tracks lives.
+The finished gradient counts: accumulated, clipped, unscaled. It is copied when a step begins and
+taken away when it ends, so that no norm and no scaler ever sees a gradient of ω. Hooks of all torch
+optimizers do it, since users of ``algo.backward`` tell the algorithm nothing of theirs; a network
+counts as long as an algorithm that tracks lives.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ _hooked: list[Any] = []
 
 
 class Tracking:
-    """One network whose ω follow θ (Kolen and Pollack 1994; Akrout et al. 2019); keep it alive as long as they should."""
+    """One network whose ω follow θ (Kolen and Pollack 1994; Akrout et al. 2019).
+
+    Keep it alive as long as they should.
+    """
 
     def __init__(self, net: Network):
         """Follow the layers of ``net`` that have feedback."""
@@ -48,8 +52,9 @@ class Tracking:
             elif id(layer.theta) in known and layer.theta.requires_grad and not self.warned:
                 self.warned = True
                 warnings.warn(
-                    "tracking is on but the optimizer moves the forward weights only, so the feedback weights fall behind "
-                    "between probes; give it net.parameters(), or use a solver with tracking=False.",
+                    "tracking is on but the optimizer moves the forward weights only, so the "
+                    "feedback weights fall behind between probes; give it net.parameters(), or "
+                    "use a solver with tracking=False.",
                     stacklevel=6,
                 )
 

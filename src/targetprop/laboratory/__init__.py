@@ -1,1 +1,1 @@
-"""Explicit passes: layers that run both ways, for targets at a finite nudge, which autograd cannot say."""
+"""Explicit passes: layers that run both ways, for targets at a finite nudge, beyond autograd."""

@@ -1,12 +1,13 @@
 """Activations ρ, their slope ρ′, and the two feedback activations ψ of target propagation.
 
-The *matched* feedback activation of ρ is ψ(y) = ∫₀ʸ ρ′(ρ⁻¹(u)) du, so that ψ′(ρ(c)) = ρ′(c) holds while ψ reads the
-layer's output only. Outside the range of ρ it continues as a constant: a target beyond what ρ can reach is cut off
-there, and large targets cannot diverge. Where ρ has no inverse (GELU, SiLU, ...), ψ is the linear gate r ↦ ρ′(c) ⊙ r
-with the pre-activation c kept by the forward pass.
+The *matched* feedback activation of ρ is ψ(y) = ∫₀ʸ ρ′(ρ⁻¹(u)) du, so that ψ′(ρ(c)) = ρ′(c) holds
+while ψ reads the layer's output only. Outside the range of ρ it continues as a constant: a target
+beyond what ρ can reach is cut off there, and large targets cannot diverge. Where ρ has no inverse
+(GELU, SiLU, ...), ψ is the linear gate r ↦ ρ′(c) ⊙ r, c kept by the forward pass.
 
-The *mirror* feedback activation (Ernoult et al. 2022) is ρ itself, applied once more to the output. Its slope at
-y = ρ(c) is ρ′(y), not ρ′(c), which is why it cannot satisfy the Jacobian matching condition exactly.
+The *mirror* feedback activation (Ernoult et al. 2022) is ρ itself, applied once more to the output.
+Its slope at y = ρ(c) is ρ′(y), not ρ′(c), which is why it cannot satisfy the Jacobian matching
+condition exactly.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Activation:
         name: ``"elu"``, ``"relu"``, ...
         rho: c ↦ ρ(c).
         slope: (e, c, y) ↦ ρ′(c) ⊙ e, with y = ρ(c); ``c`` is None unless ``needs_input``.
-        matched: (r, c, y) ↦ ψ(r), the matched feedback activation at target r of a unit whose clean output is y.
+        matched: (r, c, y) ↦ ψ(r), matched, at target r of a unit whose clean output is y.
         shift: (d, c, y) ↦ ψ(y + d) − ψ(y), written out so that a tiny d does not drown in rounding.
         monotone: ρ never decreases, so max pooling may choose its winners before or after ρ.
         needs_input: ρ′ cannot be told from y alone, so the forward pass keeps c.
@@ -71,7 +72,7 @@ class Activation:
 
 
 def split(d: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How a step from y to y + d parts at 0: (the share above, the share below, min(y, 0)); the shares sum to d exactly."""
+    """A step from y to y + d parted at 0: (above, below, min(y, 0)); above + below is d exactly."""
     below_zero = y.clamp_max(0.0)
     below = torch.minimum(d + y.clamp_min(0.0), -below_zero)
     return d - below, below, below_zero
@@ -102,7 +103,7 @@ def elu(alpha: float = 1.0) -> Activation:
 
 
 def relu() -> Activation:
-    """ReLU; ψ(y) = max(y, 0) for active units. A silent unit has slope 0 and passes nothing, whatever its target."""
+    """ReLU; ψ(y) = max(y, 0) for active units; a silent one, of slope 0, passes no target on."""
 
     def shift(d: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
         # max(d, −y) of active units, in one array: exactly d wherever the unit stays active
@@ -173,7 +174,7 @@ def sigmoid() -> Activation:
 def gated(
     name: str, rho: Callable[[Tensor], Tensor], monotone: bool = False, off_zero: bool = False
 ) -> Activation:
-    """Any differentiable elementwise ρ, fed back through the gate ψ(r) = ρ′(c) ⊙ r; ρ′ comes from autograd."""
+    """Any differentiable elementwise ρ, fed back by the gate ψ(r) = ρ′(c) ⊙ r, ρ′ by autograd."""
 
     def slope(e: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
         if c is None:

@@ -1,10 +1,12 @@
-"""Layers that can be run both ways: a forward map, a stage, and a feedback map with weights of its own.
+"""Layers that run both ways: a forward map, a stage, and a feedback map with weights of its own.
 
-A :class:`Layer` computes s = F(x) = S(A_θ x + b) and feeds back G(t) = A_ωᵀ R(t) + b_ω. ω is stored in the layout of θ; the
-Jacobian matching condition J_G = J_Fᵀ (Ernoult et al. 2022) then reads ω = θ, if R is the matched feedback of S.
+A :class:`Layer` computes s = F(x) = S(A_θ x + b) and feeds back G(t) = A_ωᵀ R(t) + b_ω. ω is stored
+in the layout of θ; if R is the matched feedback of S, the Jacobian matching condition J_G = J_Fᵀ
+(Ernoult et al. 2022) then reads ω = θ.
 
-Nothing is remembered between the two passes: ``trace`` returns what feedback needs as a value. Every product here is an
-explicit operator on tensors without a graph; only ``forward`` is differentiable by autograd.
+Nothing is remembered between the two passes: ``trace`` returns what feedback needs as a value.
+Every product here is an explicit operator on tensors without a graph; only ``forward`` is
+differentiable by autograd.
 """
 
 from __future__ import annotations
@@ -66,8 +68,9 @@ class Layer(nn.Module):
     """A linear map, its stage and its feedback.
 
     Attributes:
-        forward_map: the module that holds θ and b, the user's own ``nn.Conv2d``, ``nn.Linear``, ...; it holds ω and b_ω too,
-            as ``feedback_weight`` and ``feedback_bias``, where ``targetprop.attach`` looks for them.
+        forward_map: the user's own module, ``nn.Conv2d``, ``nn.Linear``, ..., that holds θ and b,
+            and ω and b_ω too, as ``feedback_weight`` and ``feedback_bias``, where
+            ``targetprop.attach`` looks for them.
         has_feedback: not so of a layer that reads the network's input, which needs no target.
         map: the products with A_w.
         stage: what follows the map.
@@ -83,7 +86,7 @@ class Layer(nn.Module):
         kind: Feedback = "matched",
         feedback=True,
     ):
-        """Pair ``module``, which computes ``linear`` plus a bias, with feedback of ``kind`` unless ``feedback`` is off."""
+        """Pair ``module``, ``linear`` plus a bias, with feedback of ``kind`` where ``feedback``."""
         super().__init__()
         self.forward_map: Any = module
         self.map = linear
@@ -133,7 +136,7 @@ class Layer(nn.Module):
                 yield self.feedback_bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """F(x), differentiable; the module itself is called, so that an attached one sends back what its rule says."""
+        """F(x), differentiable; calls the module: an attached one sends back what its rule says."""
         if isinstance(self.map, Reduced):
             with torch.autocast(x.device.type, self.map.dtype):
                 c = self.forward_map(x)
@@ -153,25 +156,25 @@ class Layer(nn.Module):
         return self.map.transpose(z, self.omega, shape)
 
     def respond(self, e: Tensor) -> Tensor:
-        """A_θ e: how the layer's own pre-activation responds to a perturbation e of its input, of any size."""
+        """A_θ e: how the pre-activation responds to a perturbation e of the input, of any size."""
         return self.map.apply(e, self.theta)
 
     def difference(self, trace: Trace, d: Tensor) -> Tensor:
-        """G(s + d) − G(s), the difference correction (Lee et al. 2015); one feedback map for both terms."""
+        """G(s + d) − G(s), difference correction (Lee et al. 2015), by one map for both terms."""
         return self.feed_back(self.stage.difference(trace.saved, trace.kept, d), trace.input.shape)
 
     def reconstruct(self, trace: Trace, t: Tensor) -> Tensor:
         """G(t) = A_ωᵀ R(t) + b_ω."""
         r = self.feed_back(self.stage.lift(trace.saved, t), trace.input.shape)
         b = self.feedback_bias
-        # A feedback bias has one entry per input channel: conv (B, C, ...) and linear (..., C) alike.
+        # A feedback bias has an entry per input channel: conv (B, C, ...), linear (..., C) alike.
         return r if b is None else r + along(b, self.map.bias_dim, r.dim())
 
     def gradients(self, trace: Trace, e: Tensor, scale: float = 1.0) -> Gradients:
         """``scale`` times the gradient of ⟨e, F(x)⟩ on θ and b, x fixed.
 
-        With e = t − s and scale = −1/(βB) this is the gradient of the layer's local loss ½‖F(x) − t‖² (Ernoult et al. 2022),
-        batch mean, over β.
+        With e = t − s and scale = −1/(βB) this is the gradient of the batch mean of the layer's
+        local loss ½‖F(x) − t‖² (Ernoult et al. 2022), over β.
         """
         learned: ParameterGradients = []
         e = self.stage.vjp(trace.saved, e, learned)
@@ -197,7 +200,7 @@ class Layer(nn.Module):
     def descend(
         self, trace: Trace, d: Tensor, e: Tensor, carry: Carry, learn: Learn
     ) -> tuple[list[Any], Tensor | None]:
-        """What the layer learned from e, and the difference at its input that it carries d to, if that needs one."""
+        """What the layer learned from e; the difference that d becomes at its input, if needed."""
         learned = learn(self, trace, e)
         return [learned], carry(self, trace, d) if self.has_feedback else None
 
@@ -211,9 +214,9 @@ class Layer(nn.Module):
 
 
 def draw_feedback(module: nn.Module) -> None:
-    """Give a module ω, in the layout of θ, and b_ω, drawn as PyTorch draws the paper's modules; those it has stay.
+    """Give a module ω, in the layout of θ, and b_ω, drawn as PyTorch draws the paper's modules.
 
-    No gradient of autograd ever reaches them, as with ``targetprop.attach``.
+    Those it has stay. No gradient of autograd ever reaches them, as with ``targetprop.attach``.
     """
     if "feedback_weight" in module._parameters:
         return
@@ -228,10 +231,11 @@ def draw_feedback(module: nn.Module) -> None:
 
 
 def feedback_sizes(module: nn.Module) -> tuple[int, int]:
-    """(fan-in, number of biases) that PyTorch gives the module which the paper pairs with ``module``.
+    """(fan-in, number of biases) in PyTorch of the module that the paper pairs with ``module``.
 
-    ``nn.Linear`` is paired with ``nn.Linear`` the other way round, a convolution with its transpose, whose fan-in PyTorch
-    counts as (input channels / groups)·k². Other types take the fan-in of their own weight and no feedback bias.
+    ``nn.Linear`` is paired with ``nn.Linear`` the other way round, a convolution with its
+    transpose, whose fan-in PyTorch counts as (input channels / groups)·k². Other types take the
+    fan-in of their own weight and no feedback bias.
     """
     weight: Any = module.weight
     biased = getattr(module, "bias", None) is not None

@@ -1,6 +1,7 @@
 """The networks of ``targetprop.models.plain``, paired with feedback.
 
-Each takes what its plain one does, ``name(in_shape, classes, channels=..., activation="elu", bias=True)``, and ``feedback``.
+Each takes what its plain one does, and ``feedback``:
+``name(in_shape, classes, channels=..., activation="elu", bias=True, feedback="matched")``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Batch normalisation as a step of a stage, exact in training and in evaluation.
 
-y = γ ĉ + b, ĉ = (c − μ)/√(v + ε). With running statistics the Jacobian is the scale γ/√(v + ε). In training μ and v are the
-batch's and move with c (Ioffe and Szegedy 2015); over the N values of a channel
+y = γ ĉ + b, ĉ = (c − μ)/√(v + ε). With running statistics the Jacobian is the scale γ/√(v + ε). In
+training μ and v are the batch's and move with c (Ioffe and Szegedy 2015); over a channel's N values
 
     J v  =  γ/√(v + ε) · (v − mean(v) − ĉ mean(ĉ v)),
 
-which is symmetric, so that it is its own transpose and its own matched feedback. γ and b learn from the same local error.
+which is symmetric, so that it is its own transpose and its own matched feedback. γ and b learn from
+the same local error.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ ParameterGradients = list[tuple[nn.Parameter, Tensor]]
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """The step of an ``nn.BatchNorm1d`` or ``nn.BatchNorm2d``, which keeps its parameters and running statistics."""
+    """An ``nn.BatchNorm1d`` or ``2d`` as a step; it keeps its parameters and running statistics."""
 
     module: Any
 
     def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
-        """The normalised x; saved are x, μ and 1/√(v + ε). Running statistics are read, not moved: see ``observe``."""
+        """The normalised x; saved: x, μ, 1/√(v + ε). Running statistics move in ``observe``."""
         m = self.module
         mean: Tensor
         inverse: Tensor
@@ -51,7 +52,7 @@ class BatchNorm:
         )
 
     def observe(self, saved: Kept) -> None:
-        """Move the running statistics towards those of a training pass, as the module itself would."""
+        """Move the running statistics towards a training pass's, as the module itself would."""
         m = self.module
         if not m.training or m.running_mean is None:
             return

@@ -12,22 +12,19 @@ from targetprop import maps
 from targetprop.laboratory import activations, normalisation, pooling
 from targetprop.laboratory.activations import Feedback
 from targetprop.laboratory.layers import Carry, Layer, Learn, Trace
+from targetprop.laboratory.refusals import PairingError, refuse_hooked, refuse_norm, refuse_reused
 from targetprop.laboratory.residual import Residual, ResidualTrace, descend, trace_chain
 from targetprop.laboratory.stages import Stage, Step
 from targetprop.models.plain import Sum
 
 
-class PairingError(TypeError):
-    """A module that has no feedback partner."""
-
-
 class Network(nn.Module):
-    """A chain of layers and residual blocks, run forward by ``net(x)`` and both ways through explicit traces.
+    """A chain of layers and residual blocks: forward by ``net(x)``, both ways by explicit traces.
 
     Attributes:
         blocks: the chain.
-        entry: steps before the first linear map (flattening an image, say); the input has no target, so none goes through.
-        layers: every linear map's :class:`Layer` from input to output, residual branches before their shortcuts.
+        entry: steps before the first linear map, such as flattening: the input has no target.
+        layers: every linear map's :class:`Layer` from input to output, branches before shortcuts.
         names: a name per layer, such as ``conv_0`` or ``fc_3``.
 
     """
@@ -120,7 +117,7 @@ class Network(nn.Module):
         return at_least_float32(logits), traces
 
     def compute_in(self, dtype: torch.dtype) -> Network:
-        """Run every linear map's products in ``dtype``, such as ``torch.bfloat16``; weights, logits and loss keep theirs."""
+        """Run the maps' products in ``dtype``, say bfloat16; weights, logits, loss keep theirs."""
         for layer in self.layers:
             inner = layer.map.inner if isinstance(layer.map, maps.Reduced) else layer.map
             layer.map = maps.Reduced(inner, dtype)
@@ -141,8 +138,8 @@ class Network(nn.Module):
         """Carry the output's difference d = tᴺ − sᴺ down; ``traces`` is emptied.
 
         Returns:
-            what ``learn`` made of (layer, trace, tⁿ − sⁿ), in the order of ``layers``. Each layer learns before the next
-            difference is computed, so that one at a time is held.
+            what ``learn`` made of (layer, trace, tⁿ − sⁿ), in the order of ``layers``. Each layer
+            learns before the next difference is computed, so that one at a time is held.
 
         """
         return descend(list(self.blocks), traces, d, d, carry, learn)[0]
@@ -157,10 +154,11 @@ def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:
     """Pair every linear map of ``module`` with a feedback map of its own.
 
     Args:
-        module: an ``nn.Sequential`` (nested ones are unrolled) of linear maps, activations, 2-d pooling, flattening and
-            :class:`Sum` blocks. The network holds the given modules themselves, so their weights stay theirs.
-        feedback: ``"matched"``, whose Jacobian can equal the forward layer's transpose exactly, or ``"mirror"``, the
-            paper's.
+        module: an ``nn.Sequential`` (nested ones are unrolled) of linear maps, activations, 2-d
+            pooling, flattening and :class:`Sum` blocks. The network holds the given modules
+            themselves, so their weights stay theirs.
+        feedback: ``"matched"``, whose Jacobian can equal the forward layer's transpose exactly, or
+            ``"mirror"``, the paper's.
 
     Raises:
         PairingError: a module has no feedback; the sentence names it and the remedy.
@@ -184,48 +182,6 @@ def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:
     return net
 
 
-def refuse_reused(module: nn.Module) -> None:
-    """A module with weights may stand in the network once.
-
-    Raises:
-        PairingError: one stands there twice.
-
-    """
-    seen: dict[int, str] = {}
-    for name, part in module.named_modules(remove_duplicate=False):
-        if next(part.parameters(recurse=False), None) is None:
-            continue
-        if id(part) in seen:
-            raise PairingError(
-                f"layers '{seen[id(part)]}' and '{name}' are one module ({type(part).__name__}), whose shared weight explicit "
-                "passes would give two feedbacks; attach the nn.Sequential instead (targetprop.attach), which shares one."
-            )
-        seen[id(part)] = name
-
-
-def hooked(module: nn.Module) -> str | None:
-    """What a module does besides its forward: hooks, or a weight that something computes."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    for kind in kinds:
-        for hook in getattr(module, kind).values():
-            if getattr(hook, "harmless", False):  # of attach: it looks and changes nothing
-                continue
-            return f"the hook {getattr(hook, '__name__', type(hook).__name__)}"
-    if hasattr(module, "parametrizations"):
-        return "a parametrised weight"
-    return None
-
-
-def refuse_hooked(name: str, module: nn.Module) -> None:
-    """Raise the error of :meth:`Network.refuse_hooks` for one module."""
-    found = hooked(module)
-    if found is not None:
-        raise PairingError(
-            f"layer '{name}' ({type(module).__name__}) carries {found}, which explicit passes never run; attach the module "
-            "instead (targetprop.attach), which does, or take it away."
-        )
-
-
 def rebuilt(module: nn.Module, feedback: Feedback) -> Network:
     """The network of an unpickled or copied module, which brings its feedback."""
     return pair(module, feedback)
@@ -234,10 +190,8 @@ def rebuilt(module: nn.Module, feedback: Feedback) -> Network:
 def unroll(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of what a possibly nested ``nn.Sequential`` runs in turn."""
     if type(module) is nn.Sequential:
-        for (
-            name,
-            child,
-        ) in module._modules.items():  # named_children would drop the second use of a module
+        # named_children would drop the second use of a module
+        for name, child in module._modules.items():
             if child is not None:
                 yield from unroll(child, f"{path}.{name}" if path else name)
     else:
@@ -261,19 +215,6 @@ def chain(
     return groups[0][1], blocks
 
 
-def refuse_norm(steps: Sequence[Step], where: str) -> None:
-    """Batch normalisation has its place behind a linear map only.
-
-    Raises:
-        PairingError: it stands among ``steps``.
-
-    """
-    if any(isinstance(step, normalisation.BatchNorm) for step in steps):
-        raise PairingError(
-            f"{where} is batch normalised; put the normalisation behind a linear map, within its branch."
-        )
-
-
 def step_of(path: str, module: nn.Module) -> Step | None:
     """The stage step of an activation, pooling or flattening module; None for any other."""
     for known in (activations.MODULES, normalisation.MODULES):
@@ -290,7 +231,7 @@ def step_of(path: str, module: nn.Module) -> Step | None:
 def block_of(
     path: str, module: nn.Module, steps: list[Step], kind: Feedback, reads_input: bool
 ) -> Layer | Residual:
-    """The layer of a linear map or the residual block of a ``Sum``, with the steps that follow it."""
+    """The layer of a linear map or the block of a ``Sum``, with the steps that follow it."""
     if isinstance(module, Sum):
         arms = []
         for name in ("branch", "shortcut"):
@@ -299,7 +240,8 @@ def block_of(
             )
             if entry or any(isinstance(block, Residual) for block in blocks):
                 raise PairingError(
-                    f"layer '{path}.{name}' must be a chain of layers that starts with a linear map."
+                    f"layer '{path}.{name}' must be a chain of layers that starts with a linear "
+                    "map."
                 )
             arms.append(blocks)
         refuse_norm(steps, f"layer '{path}'")
@@ -311,17 +253,18 @@ def block_of(
         own = type(module).__name__
         if not path:
             raise PairingError(
-                f"explicit passes run through an nn.Sequential of layers, got {own}; give pair one, or keep the module "
-                "as it is and train it by targetprop.attach(model)."
+                f"explicit passes run through an nn.Sequential of layers, got {own}; give pair "
+                "one, or keep the module as it is and train it by targetprop.attach(model)."
             )
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.dim() > 1:
             raise PairingError(
-                f"layer '{path}' ({own}) has no feedback; register its linear map with targetprop.register({own}, ...), leave "
-                "it out, or use targetprop.attach(model), which takes any module."
+                f"layer '{path}' ({own}) has no feedback; register its linear map with "
+                f"targetprop.register({own}, ...), leave it out, or use targetprop.attach(model), "
+                "which takes any module."
             )
         raise PairingError(
-            f"layer '{path}' ({own}) is nothing that explicit passes know; leave it out, or use targetprop.attach(model), "
-            "which takes any module."
+            f"layer '{path}' ({own}) is nothing that explicit passes know; leave it out, or use "
+            "targetprop.attach(model), which takes any module."
         )
     return Layer(module, linear, steps, kind, feedback=not reads_input)

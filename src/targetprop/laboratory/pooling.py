@@ -1,8 +1,9 @@
 """The routing steps of a stage: max pooling, average pooling, flattening.
 
-With the winners of the clean pass frozen, each is a linear map P, and its matched feedback is the exact transpose Pᵀ:
-overlapping max windows *sum* where they share a winner, average pooling spreads its windows' shares. The *mirror* feedback is
-that of Ernoult et al. (2022): max-unpooling, which keeps one value where windows share a winner, and replication.
+With the winners of the clean pass frozen, each is a linear map P, and its matched feedback is the
+exact transpose Pᵀ: overlapping max windows *sum* where they share a winner, average pooling spreads
+its windows' shares. The *mirror* feedback is that of Ernoult et al. (2022): max-unpooling, which
+keeps one value where windows share a winner, and replication.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def pair(value: int | Sequence[int]) -> Pair:
 
 
 def like(e: Tensor, shape: Sequence[int], form: torch.memory_format) -> Tensor:
-    """A stand-in for an array of this shape and format with the batch of ``e``: torch's pooling gradients read no more."""
+    """A stand-in of this shape and format, batch as ``e``: all that torch's gradients here read."""
     if form == torch.contiguous_format:
         return e.new_empty(1).expand(e.shape[0], *shape)
     return torch.empty((e.shape[0], *shape), dtype=e.dtype, device=e.device, memory_format=form)
@@ -87,7 +88,7 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class AvgPool:
-    """Average pooling with a fixed window, or adaptive to a fixed output when ``output`` is given."""
+    """Average pooling with a fixed window, or adaptive to a fixed ``output`` where it is given."""
 
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -138,7 +139,7 @@ class AvgPool:
         return self.vjp(saved, d)
 
     def lift(self, saved: tuple[Tensor], t: Tensor, kind: Feedback) -> Tensor:
-        """x + Pᵀ(t − P x), whose value at the clean output is x; replication to the input's size when mirrored."""
+        """x + Pᵀ(t − P x), x at the clean output; mirrored, replication to the input's size."""
         x = saved[0]
         if kind == "matched":
             return x + self.vjp(saved, t - self.apply(x))
@@ -153,7 +154,7 @@ class Flatten:
     end: int = -1
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Size, torch.memory_format]]:
-        """Flattened x; saved are the shape of a sample and the memory format, which the way back restores."""
+        """Flattened x; saved are a sample's shape and memory format, which the way back needs."""
         return x.flatten(self.start, self.end), (x.shape[1:], memory_format(x))
 
     def jvp(self, saved: tuple[Size, torch.memory_format], v: Tensor) -> Tensor:

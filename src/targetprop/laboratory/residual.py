@@ -15,7 +15,7 @@ from targetprop.laboratory.stages import Stage, Step
 
 @dataclass(frozen=True)
 class ResidualTrace:
-    """One pass of a batch through a residual block: the traces of its layers and what its own stage saved."""
+    """A batch's pass through a residual block: its layers' traces and what its own stage saved."""
 
     branch: list[Trace]
     shortcut: list[Trace]
@@ -30,8 +30,8 @@ Arms = tuple[list[Trace], list[Trace]]
 class Residual(nn.Module):
     """s = S(branch(x) + shortcut(x)); an empty shortcut is the identity.
 
-    Where the forward pass copies x, the differences that come back are summed. Every linear map inside is a layer with
-    its own feedback weights and its own local loss.
+    Where the forward pass copies x, the differences that come back are summed. Every linear map
+    inside is a layer with its own feedback weights and its own local loss.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Residual(nn.Module):
     def descend(
         self, arms: Arms, d: Tensor, e: Tensor, carry: Carry, learn: Learn
     ) -> tuple[list[Any], Any]:
-        """What every layer learned, and the sum of the differences that both arms carry to the input."""
+        """What every layer learned, and the sum of the differences both arms carry to the input."""
         learned, a = descend(list(self.branch), arms[0], d, e, carry, learn)
         others, b = descend(list(self.shortcut), arms[1], d, e, carry, learn)
         # a comes fresh from the branch's first layer; b may be d itself
@@ -90,7 +90,7 @@ class Residual(nn.Module):
 
 
 def without_term(layers: Any, traces: list[Trace]) -> list[Trace]:
-    """The traces of an arm without its output, which only the sum reads, unless a step of the last stage keeps it anyway."""
+    """An arm's traces without its output, which only the sum reads, unless a step keeps it."""
     if not traces or layers[-1].stage.steps:
         return traces
     return [*traces[:-1], replace(traces[-1], kept=None)]
@@ -112,21 +112,21 @@ def descend(
 
     Args:
         blocks: layers and residual blocks.
-        traces: theirs; each is taken off the end when its turn comes, so that its arrays are free once they have been used.
+        traces: theirs; each is taken off the end in its turn, so its arrays are free once used.
         d: the difference to carry.
-        e: what the last layer learns from: d itself, but before a sum S′ᵀd of the sum's stage, which carries R(s + d) − R(s).
+        e: what the last layer learns from: d itself, but before a sum S′ᵀd of the sum's stage,
+            which carries R(s + d) − R(s).
         carry: how a layer carries a difference to its input.
         learn: what a layer learns from one.
 
     Returns:
-        what every layer learned, the first layer first; and the difference at the input, None where none is needed.
+        what every layer learned, in order; the difference at the input, None if not needed.
 
     """
     learned: list[Any] = []
     for block in reversed(blocks):
-        trace, d, e = block.enter(
-            traces.pop(), d, e
-        )  # what came from above is free before the block begins
+        # What came from above is free before the block begins.
+        trace, d, e = block.enter(traces.pop(), d, e)
         found, d = block.descend(trace, d, e, carry, learn)
         e = d
         learned = found + learned

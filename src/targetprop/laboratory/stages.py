@@ -1,14 +1,15 @@
-"""A stage: what follows a linear map in its layer (activation, pooling, flattening), and the way back through it.
+"""A stage: what follows a linear map (activation, pooling, flattening) and the way back through it.
 
-Write S for the stage at pre-activation c and S′ for its Jacobian with the pool winners of the clean pass frozen. Learning
-needs five things of it:
+Write S for the stage at pre-activation c and S′ for its Jacobian with the pool winners of the clean
+pass frozen. Learning needs five things of it:
 
-* ``forward``: s = S(c), with what was *saved* of this pass (winners, outputs, shapes), passed on explicitly;
+* ``forward``: s = S(c), and what was *saved* of this pass (winners, outputs, shapes), explicitly;
 * ``jvp`` and ``vjp``: S′v and S′ᵀe;
 * ``lift``: R(t), the feedback path from the layer's output to the feedback map, G(t) = A_ωᵀ R(t);
 * ``difference``: R(s + d) − R(s), where the matched kind needs neither R(s) nor a second pass.
 
-Matched, R has the Jacobian S′ᵀ at s; mirror, R is the paper's (PAPER: unpool, then the same activation again).
+Matched, R has the Jacobian S′ᵀ at s; mirror, R is the paper's (PAPER: unpool, then the same
+activation again).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def moved_up(items: Sequence[T], swaps: Callable[[T, T], bool]) -> tuple[T, ...]
 def pool_first(steps: tuple[Step, ...], kind: Feedback) -> tuple[Step, ...]:
     """Move max pooling before monotone activations: the same function on a fraction of the units.
 
-    Mirror feedback activates the unpooled array; that is the same the other way round where the activation maps 0 to 0.
+    Mirror feedback activates the unpooled array; the other way round is the same if ρ(0) = 0.
     """
 
     def swaps(before: Step, step: Step) -> bool:
@@ -78,8 +79,8 @@ def pool_first(steps: tuple[Step, ...], kind: Feedback) -> tuple[Step, ...]:
 def lift_order(steps: tuple[Step, ...], kind: Feedback) -> tuple[int, ...]:
     """The order in which the feedback path runs through the steps: backwards.
 
-    Mirror feedback activates before it unpools where that computes the same on a fraction of the units: replication commutes
-    with any elementwise function, max-unpooling with one that maps 0 to 0.
+    Mirror feedback activates before it unpools where that computes the same on a fraction of the
+    units: replication commutes with any elementwise ρ, max-unpooling where ρ(0) = 0.
     """
 
     def swaps(i: int, j: int) -> bool:
@@ -93,7 +94,7 @@ def lift_order(steps: tuple[Step, ...], kind: Feedback) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A chain of steps with feedback of one kind; it pools before it activates where that computes the same."""
+    """A chain of steps with feedback of one kind; pools before it activates if that is the same."""
 
     steps: tuple[Step, ...]
     kind: Feedback = "matched"
@@ -119,7 +120,7 @@ class Stage:
         return v
 
     def vjp(self, saved: tuple, e: Tensor, learned: ParameterGradients | None = None) -> Tensor:
-        """S′ᵀ e; the gradients of ⟨e, S(c)⟩ on the steps' own parameters are appended to ``learned``, if given."""
+        """S′ᵀ e; gradients of ⟨e, S(c)⟩ on the steps' parameters go into ``learned``, if given."""
         for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
             if learned is not None and isinstance(step, BatchNorm):
                 learned += step.gradients(kept, e)
@@ -147,7 +148,7 @@ class Stage:
         return d
 
     def _mirror_difference(self, saved: tuple, s: Any, d: Tensor) -> Tensor:
-        """The same of mirror feedback: the difference is taken behind the last activation, since the rest is linear."""
+        """That of mirror feedback, taken behind the last activation: the rest is linear."""
         order = lift_order(self.steps, self.kind)
         activations = [
             place for place, i in enumerate(order) if isinstance(self.steps[i], Activation)

@@ -9,7 +9,7 @@ import torch
 
 
 class Beside:
-    """Runs independent pieces of work on streams of their own, each after all that was queued before it began.
+    """Runs independent pieces of work on streams of their own, each after all queued before it.
 
     Example:
         >>> from targetprop.laboratory.streams import Beside

@@ -40,7 +40,7 @@ class CharGPT(nn.Module):
     def __init__(
         self, vocabulary: int, context: int = 128, layers: int = 4, width: int = 128, heads: int = 4
     ):
-        """Weights start normal with standard deviation 0.02, those that end a residual branch smaller by √(2·layers)."""
+        """Weights start normal, of deviation 0.02; at a residual branch's end, 0.02/√(2·layers)."""
         super().__init__()
         self.embed, self.position = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -55,7 +55,7 @@ class CharGPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (batch, positions) to the logits of the next ones (batch, positions, vocabulary)."""
+        """Tokens (batch, positions) to the next ones' logits (batch, positions, vocabulary)."""
         x = self.embed(tokens) + self.position.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)

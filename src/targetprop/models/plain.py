@@ -1,4 +1,4 @@
-"""The networks of the paper and a plain perceptron as ordinary ``nn.Sequential`` modules, before pairing.
+"""The paper's networks and a perceptron as ordinary ``nn.Sequential`` modules, before pairing.
 
 All share one signature: ``name(in_shape, classes, channels=..., activation="elu", bias=True)``.
 """
@@ -27,9 +27,9 @@ _MODULES: dict[str, type[nn.Module]] = {
 
 
 class Sum(nn.Module):
-    """branch(x) + shortcut(x), the residual block to write in an ``nn.Sequential``; no shortcut is the identity.
+    """branch(x) + shortcut(x), an ``nn.Sequential``'s residual block; no shortcut is the identity.
 
-    Both arms start with a linear map; what follows the ``Sum`` (activation, pooling) acts on the sum.
+    Both arms start with a linear map; what follows (activation, pooling) acts on the sum.
     """
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None):
@@ -61,7 +61,8 @@ def image_shape(in_shape: Shape) -> tuple[int, int, int]:
     """(channels, height, width), checked."""
     if len(in_shape) != 3 or min(in_shape) < 1:
         raise ValueError(
-            f"in_shape {tuple(in_shape)} is not an image; give (channels, height, width), all positive."
+            f"in_shape {tuple(in_shape)} is not an image; give (channels, height, width), all "
+            "positive."
         )
     return in_shape[0], in_shape[1], in_shape[2]
 
@@ -73,7 +74,7 @@ def mlp(
     activation: str = "elu",
     bias: bool = True,
 ) -> nn.Sequential:
-    """A perceptron with hidden layers of the widths ``channels``; inputs of any shape are flattened."""
+    """A perceptron with hidden layers of widths ``channels``; inputs of any shape are flattened."""
     widths = [math.prod(in_shape), *channels]
     modules: list[nn.Module] = [nn.Flatten()]
     for a, b in itertools.pairwise(widths):
@@ -88,14 +89,15 @@ def lenet(
     activation: str = "elu",
     bias: bool = True,
 ) -> nn.Sequential:
-    """LeNet as Ernoult et al. (2022): two blocks [conv 5×5, ρ, max pool 3×3 stride 2], then two linear layers.
+    """LeNet of Ernoult et al. (2022): 2 × [conv 5×5, ρ, max pool 3×3 stride 2], 2 linear layers.
 
     ``channels`` are the widths of the two convolutions and of the hidden linear layer.
     """
     c, height, width = image_shape(in_shape)
     if len(channels) != 3:
         raise ValueError(
-            f"lenet takes 3 channels (two convolutions, one hidden linear layer), got {tuple(channels)}."
+            "lenet takes 3 channels (two convolutions, one hidden linear layer), got "
+            f"{tuple(channels)}."
         )
     modules: list[nn.Module] = []
     for out in channels[:2]:
@@ -122,9 +124,10 @@ def simple_vgg(
     activation: str = "elu",
     bias: bool = True,
 ) -> nn.Sequential:
-    """SimpleVGG of Ernoult et al. (2022): a block [conv 3×3, ρ, max pool 2×2] per entry of ``channels``, then a linear layer.
+    """SimpleVGG of Ernoult et al. (2022): blocks [conv 3×3, ρ, max pool 2×2], then a linear layer.
 
-    A block pools only where both sides of its input are at least 2, so that small images pass.
+    One block per entry of ``channels``; it pools only where both sides of its input are at least 2,
+    so that small images pass.
     """
     c, height, width = image_shape(in_shape)
     modules: list[nn.Module] = []
@@ -144,7 +147,7 @@ def chain(
     activation: str = "elu",
     bias: bool = True,
 ) -> nn.Sequential:
-    """A chain of 3×3 convolutions of stride 1, the first of stride 2; then the mean over positions and a linear layer."""
+    """3×3 convolutions of stride 1 (the first 2), the mean over positions, a linear layer."""
     c, _, _ = image_shape(in_shape)
     modules: list[nn.Module] = []
     for i, out in enumerate(channels):
@@ -166,7 +169,7 @@ def resnet18(
     bias: bool = True,
     batch_norm: bool = False,
 ) -> nn.Sequential:
-    """ResNet-18 in its CIFAR form, batch normalisation if asked for: 3×3 stem, 2 basic blocks a stage (He et al. 2016)."""
+    """ResNet-18 (He et al. 2016) for CIFAR: 3×3 stem, 2 basic blocks a stage; norms if asked."""
     return _resnet(in_shape, classes, channels, (2, 2, 2, 2), activation, bias, batch_norm)
 
 
@@ -178,7 +181,7 @@ def resnet34(
     bias: bool = True,
     batch_norm: bool = False,
 ) -> nn.Sequential:
-    """ResNet-34 in its CIFAR form, batch normalisation if asked for: 3, 4, 6, 3 basic blocks a stage (He et al. 2016)."""
+    """ResNet-34 (He et al. 2016) for CIFAR: 3, 4, 6, 3 basic blocks a stage; norms if asked."""
     return _resnet(in_shape, classes, channels, (3, 4, 6, 3), activation, bias, batch_norm)
 
 

@@ -16,7 +16,7 @@ def convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequent
 
 
 class BasicBlock(nn.Module):
-    """relu(branch(x) + shortcut(x)); where the shape changes the shortcut is a 1×1 convolution (He et al.'s option B)."""
+    """relu(branch(x) + shortcut(x)), shortcut 1×1 if the shape changes (He et al.'s option B)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         """Two 3×3 convolutions, the first with ``stride``."""
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, stages of basic blocks, global average pooling and a linear layer (He et al. 2016)."""
+    """A stem, stages of basic blocks, global average pooling, a linear layer (He et al. 2016)."""
 
     def __init__(self, channels: int, classes: int, widths: Sequence[int], blocks: int):
         """One stage a width, of ``blocks`` blocks; each stage but the first halves the image."""
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
 def resnet20(
     in_shape: Sequence[int], classes: int, widths: Sequence[int] = (16, 32, 64), blocks: int = 3
 ) -> ResNet:
-    """The 20-layer network of He et al. (2016) for CIFAR-10, with option B shortcuts; 6·``blocks`` + 2 layers.
+    """He et al.'s (2016) 20-layer CIFAR-10 network, option B shortcuts; 6·``blocks`` + 2 layers.
 
     Example:
         >>> tp.models.resnet20((3, 32, 32), 10)(torch.zeros(2, 3, 32, 32)).shape

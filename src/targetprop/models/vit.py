@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ViT(nn.Module):
-    """Patches, positions, pre-norm encoder layers, mean over patches, a linear layer (Dosovitskiy et al. 2021)."""
+    """Patches, positions, pre-norm layers, mean over patches, head (Dosovitskiy et al. 2021)."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class ViT(nn.Module):
 
 
 def vit(
-    in_shape: Sequence[int], classes: int, patch: int = 4, layers: int = 6, width: int = 128, heads: int = 4,
-    dropout: float = 0.0,
+    in_shape: Sequence[int], classes: int, patch: int = 4, layers: int = 6, width: int = 128,
+    heads: int = 4, dropout: float = 0.0,
 ) -> ViT:  # fmt: skip
     """A vision transformer for small images: patches of 4, 6 layers, width 128.
 
@@ -70,6 +70,7 @@ def vit(
     """
     if in_shape[1] % patch or in_shape[2] % patch:
         raise ValueError(
-            f"patches of {patch} do not tile images of {in_shape[1]}×{in_shape[2]}; give another patch."
+            f"patches of {patch} do not tile images of {in_shape[1]}×{in_shape[2]}; give another "
+            "patch."
         )
     return ViT(in_shape, classes, patch, layers, width, heads, dropout)
