@@ -14,11 +14,12 @@ from targetprop.attach.link import Attached, refuse_export
 
 
 class AttachedAttention(Attached):
-    """``nn.MultiheadAttention``: its three in-projections are maps, its out-projection is an attached ``Linear``."""
+    """Its three in-projections are maps, its out-projection is an attached ``Linear``."""
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None, need_weights: bool = True,
-        attn_mask: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+        need_weights: bool = True, attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True, is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """As the plain module: softmax(QKᵀ/√d) V over heads, with autograd's derivative."""
         if self._feedback.exact or not torch.is_grad_enabled():
@@ -35,7 +36,8 @@ class AttachedAttention(Attached):
         refuse_export()
         if any(x.is_nested for x in (query, key, value)):
             raise TypeError(
-                "MultiheadAttention with feedback takes padded tensors, got nested ones; pad them to one length."
+                "MultiheadAttention with feedback takes padded tensors, got nested "
+                "ones; pad them to one length."
             )
         batched = query.dim() == 3
         if not batched:
@@ -67,8 +69,10 @@ class AttachedAttention(Attached):
         added = 0
         if self.bias_k is not None:
             k, v, added = (
-                torch.cat([k, self.bias_k.repeat(1, batch, 1)]), torch.cat([v, self.bias_v.repeat(1, batch, 1)]), 1
-            )  # fmt: skip
+                torch.cat([k, self.bias_k.repeat(1, batch, 1)]),
+                torch.cat([v, self.bias_v.repeat(1, batch, 1)]),
+                1,
+            )
         q = q.reshape(length, batch * heads, size).transpose(0, 1)
         k, v = (x.reshape(x.shape[0], batch * heads, size).transpose(0, 1) for x in (k, v))
         if self.add_zero_attn:
@@ -116,13 +120,11 @@ class AttachedAttention(Attached):
             q, k, v = (x.view(batch, heads, -1, size) for x in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal)
             out = out.permute(2, 0, 1, 3).reshape(length, batch, self.embed_dim)
-        if (
-            self._feedback.direct and self.batch_first and batched
-        ):  # an error finds its sample in the first dimension
+        if self._feedback.direct and self.batch_first and batched:
+            # An error finds its sample in the first dimension.
             return self.out_proj(out.transpose(0, 1)), weights
-        out = self.out_proj(
-            out
-        )  # laid out as the plain module has it, by which a dropout that follows draws its numbers
+        # Laid out as the plain module has it, by which a dropout that follows draws its numbers.
+        out = self.out_proj(out)
         if not batched:
             return out.squeeze(1), None if weights is None else weights.squeeze(0)
         return (out.transpose(0, 1) if self.batch_first else out), weights
@@ -137,9 +139,8 @@ class AttachedAttention(Attached):
         if not (x.requires_grad or transformed()):
             return F.linear(x, weight, bias)
         if self._feedback.rule.direct:
-            x = (
-                x.transpose(0, 1) if self.batch_first else x
-            )  # as the user's model lays them, for an error to find its sample
+            # As the user's model lays them, for an error to find its sample.
+            x = x.transpose(0, 1) if self.batch_first else x
             y = self._direct(
                 F.linear(x.detach(), weight, bias), x, f"{letter}_proj_feedback_weight"
             )

@@ -1,4 +1,4 @@
-"""What ``attach`` cannot reach, found by watching one pass: a signal that would travel through θᵀ is named, never guessed."""
+"""What ``attach`` cannot reach: a watched pass names, never guesses, what would go through θᵀ."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from torch.overrides import TorchFunctionMode
 
 from targetprop.attach.kinds import REFUSED
 from targetprop.attach.link import Attached, Link
-from targetprop.attach.modules import map_of
+from targetprop.attach.modules import refuse_other
 from targetprop.maps import is_feedback
 
 PRODUCTS = {
-    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "outer", "addmm", "addmv", "addbmm",
-    "baddbmm", "einsum", "tensordot", "kron", "multi_dot", "chain_matmul", "bilinear", "conv1d", "conv2d", "conv3d",
-    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution", "conv_tbc", "lstm", "gru",
-    "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "scaled_dot_product_attention",
-    "vecdot", "cdist", "cosine_similarity", "solve", "lstsq", "_sparse_mm",
-    "multi_head_attention_forward", "grouped_mm", "_grouped_mm", "scaled_grouped_mm", "scaled_mm", "_scaled_mm",
+    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "outer",
+    "addmm", "addmv", "addbmm", "baddbmm", "einsum", "tensordot", "kron", "multi_dot",
+    "chain_matmul", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+    "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution", "conv_tbc", "lstm",
+    "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+    "scaled_dot_product_attention", "vecdot", "cdist", "cosine_similarity", "solve", "lstsq",
+    "_sparse_mm", "multi_head_attention_forward", "grouped_mm", "_grouped_mm",
+    "scaled_grouped_mm", "scaled_mm", "_scaled_mm",
 }  # fmt: skip
 """Functions of torch that multiply a signal by a weight other than elementwise."""
 
 
 class NotCovered(ValueError):
-    """Raised by ``attach(strict=True)`` for a model of which a part would send its signal through θᵀ."""
+    """Raised by ``attach(strict=True)`` where part of a model would send its signal through θᵀ."""
 
 
 class Watch(TorchFunctionMode):
-    """Within it, every product of a signal that needs a gradient with a parameter outside the attached maps is recorded.
+    """Records every product of a signal that needs a gradient with a parameter outside the maps.
 
     Attributes:
         found: per parameter name, the function that multiplied by it.
@@ -44,7 +46,7 @@ class Watch(TorchFunctionMode):
     """
 
     def __init__(self, model: nn.Module, ignored: Iterable[str] = (), inputs: Any = ()):
-        """Watch ``model``; ``ignored``: names of modules that the user left out; ``inputs``: what it reads."""
+        """Watch ``model``, which reads ``inputs``; ``ignored``: names of modules left out."""
         super().__init__()
         left_out = {name for name in ignored if not isinstance(model.get_submodule(name), Attached)}
         self.names: dict[int, str] = {}
@@ -61,9 +63,8 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Call ``func`` and look at what it used."""
         out = func(*args, **(kwargs or {}))
-        hidden = (
-            not torch.is_grad_enabled()
-        )  # within an attached map, or nothing to send, or another autograd.Function
+        # Within an attached map, or nothing to send, or another autograd.Function.
+        hidden = not torch.is_grad_enabled()
         tensors = list(tensors_in([args, kwargs]))
         if any(id(t) in self.data for t in tensors):
             for made in tensors_in([out]):
@@ -80,9 +81,8 @@ class Watch(TorchFunctionMode):
             for source, tensor in sources:
                 if tensor.dim() > 1:
                     self.found.setdefault(source, name)
-        elif all(
-            is_constant(t, self.data) for t in others
-        ):  # made of weights and constants: a weight under another name
+        elif all(is_constant(t, self.data) for t in others):
+            # Made of weights and constants: a weight under another name.
             for made in tensors_in([out]):
                 if made.is_floating_point() and id(made) not in self.names:
                     self.names[id(made)] = sources[0][0]
@@ -93,7 +93,7 @@ class Watch(TorchFunctionMode):
 def within_function() -> bool:
     """Whether the caller runs in the forward of an ``autograd.Function`` outside the maps.
 
-    Gradients are off there though the signal passes: a fused layer, a segment under reentrant checkpointing.
+    Gradients are off there though the signal passes: a fused layer, reentrant checkpointing.
     """
     frame = sys._getframe(2)
     while frame is not None:
@@ -109,7 +109,7 @@ APPLY = Function.apply.__func__.__code__
 
 
 def is_constant(tensor: Tensor, data: set[int]) -> bool:
-    """Whether a tensor is neither a signal nor made of data, nor places in a table: a mask, an identity, a scale."""
+    """Whether a tensor is neither signal, data nor places in a table: a mask, identity, scale."""
     return (
         not tensor.requires_grad
         and id(tensor) not in data
@@ -159,8 +159,8 @@ def report(problems: Sequence[str], strict: bool) -> None:
     if not problems:
         return
     text = (
-        "attach does not reach all of this model; through these parts the signal travels by θᵀ, as in backpropagation (name "
-        "them in skip= to have it so): " + "; ".join(problems) + "."
+        "attach does not reach all of this model; through these parts the signal travels by θᵀ, as "
+        "in backpropagation (name them in skip= to have it so): " + "; ".join(problems) + "."
     )
     if strict:
         raise NotCovered(text)
@@ -168,7 +168,7 @@ def report(problems: Sequence[str], strict: bool) -> None:
 
 
 class FirstPass:
-    """Watches the first eager pass of a model that was attached without example inputs, then goes."""
+    """Watches the first eager pass of a model attached without example inputs, then goes."""
 
     def __init__(self, model: nn.Module, ignored: Sequence[str], strict: bool, link: Link):
         """Hook ``model``, whose attached modules share ``link``."""
@@ -208,15 +208,15 @@ class FirstPass:
         report(sentences(watch.found), self.strict)
 
     def stepped(self, weights: Iterable[Tensor | None]) -> None:
-        """A step was made. With gradients, though the model's own forward never ran eagerly, its other products are unseen."""
+        """A step was made; with gradients but no eager forward, other products are unseen."""
         if self.done or not any(
             weight is not None and weight.grad is not None for weight in weights
         ):
             return
         self.remove()
         text = (
-            "the forward of the model itself never ran eagerly, so what it multiplies outside its maps was not seen; give "
-            "example inputs: attach(model, x)."
+            "the forward of the model itself never ran eagerly, so what it multiplies outside its "
+            "maps was not seen; give example inputs: attach(model, x)."
         )
         if self.strict:
             raise NotCovered(text)
@@ -230,12 +230,12 @@ class FirstPass:
 
 
 Call = tuple[Attached, bool, Any]
-"""An attached module, whether its input needs a gradient, and the shapes of (its inputs, its output)."""
+"""An attached module, whether its input needs a gradient, and the shapes (of inputs, of output)."""
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Within it a pass leaves no trace: buffers, random numbers and gradients are as before after it."""
+    """Within it a pass leaves no trace: buffers, random numbers and gradients stay as before."""
     buffers = [
         (m, key, b, b.detach().clone())
         for m in model.modules()
@@ -252,31 +252,10 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer.copy_(value)
 
 
-@torch.no_grad()
-def refuse_other(module: Attached, x: Tensor) -> None:
-    """Refuse a registered map that is not what its module computes.
-
-    Raises:
-        ValueError: its forward and the function that ``targetprop.register`` was given differ at x.
-
-    """
-    y = module._feedback_base.forward(module, x)
-    if (
-        map_of(module)
-        .apply(x, module.weight, getattr(module, "bias", None))
-        .allclose(y, rtol=1e-2, atol=1e-2 * float(y.abs().max()))
-    ):
-        return
-    raise ValueError(
-        f"{type(module).__name__} computes another map than the function that targetprop.register was given for it; give the "
-        "function (x, w) that its forward applies, without the bias."
-    )
-
-
 def example_pass(
     model: nn.Module, inputs: Sequence[Any], ignored: Sequence[str]
 ) -> tuple[Watch, list[Call]]:
-    """One pass of the example inputs: what it used outside the maps, and the attached modules in order of their calls."""
+    """One pass of the example inputs: what it used outside the maps, and the calls in order."""
     calls: list[Call] = []
 
     def seen(module, args, kwargs, output):
@@ -288,7 +267,7 @@ def example_pass(
         else:
             read = given[:1]
         shapes = [value.shape for value in read], first.shape
-        # Without gradients nothing tells what a call needs: reentrant checkpointing runs its segments so.
+        # Without gradients (reentrant checkpointing runs so) nothing tells what a call needs.
         calls.append(
             (
                 module,

@@ -28,30 +28,36 @@ def attach(
 ) -> Feedback:
     r"""Give every linear map of ``model`` that sends a signal back feedback weights ω of its own.
 
-    From now on ``loss.backward()`` carries e through ω where it carried it through θᵀ; each θ gets its local product:
+    ``loss.backward()`` now carries e through ω where it went through θᵀ; θ gets its local product:
 
         eⁿ⁻¹ = (∂ρ)ᵀ A_ωᵀ eⁿ,          ∇θⁿ = ∂⟨eⁿ, A_θ sⁿ⁻¹⟩/∂θ
 
-    With the rule ``"ldrl"`` the ω learn from each map's own response to noise to be what θ is. That is difference target
-    propagation with learned backprop targets (Ernoult et al., ICML 2022) and matched feedback in the limit of an infinitesimal
-    nudge, where the carried quantity is (tⁿ − sⁿ)/β. Activations, attention, normalisation, sums and sharing are autograd's.
+    With the rule ``"ldrl"`` the ω learn from each map's own response to noise to be what θ is. That
+    is difference target propagation with learned backprop targets (Ernoult et al., ICML 2022) and
+    matched feedback in the limit of an infinitesimal nudge, where the carried quantity is
+    (tⁿ − sⁿ)/β. Activations, attention, normalisation, sums and sharing are autograd's.
 
     Args:
-        model: any module. It stays itself: class names, parameter names, hooks and ties are kept; ω are parameters called
-            ``NAME.feedback_weight`` that need no gradient. A checkpoint of the plain model still loads strictly.
-        example_inputs: given to ``model(*example_inputs)`` once, without a trace: they tell which maps read data and need no
-            feedback, and what cannot be attached. Without them the first forward pass tells the latter.
-        rule: ``"ldrl"``, ``"feedback_alignment"``, ``"direct_feedback_alignment"`` (needs example inputs),
-            ``"kolen_pollack"``, ``"weight_mirror"``, ``"sign_symmetry"``, ``"symmetric"``, or a value of ``targetprop.rules``.
-        solver: how ω learn: ``"predictive"`` (for L-DRL by default), ``"correlation"``, ``"coupled"``, ``"fixed"``, or one of
-            their classes in ``targetprop.feedback`` with settings; None for the rule's own.
+        model: any module. It stays itself: class names, parameter names, hooks and ties are kept; ω
+            are parameters called ``NAME.feedback_weight`` that need no gradient. A checkpoint of
+            the plain model still loads strictly.
+        example_inputs: given to ``model(*example_inputs)`` once, without a trace: they tell which
+            maps read data and need no feedback, and what cannot be attached. Without them the first
+            forward pass tells the latter.
+        rule: ``"ldrl"``, ``"feedback_alignment"``, ``"direct_feedback_alignment"`` (needs example
+            inputs), ``"kolen_pollack"``, ``"weight_mirror"``, ``"sign_symmetry"``, ``"symmetric"``,
+            or a value of ``targetprop.rules``.
+        solver: how ω learn: ``"predictive"`` (for L-DRL by default), ``"correlation"``,
+            ``"coupled"``, ``"fixed"``, or one of their classes in ``targetprop.feedback`` with
+            settings; None for the rule's own.
         seed: of ω and of the noise.
-        only: a regular expression; modules whose name it does not match (``re.search``) are left alone.
-        skip: a regular expression; modules whose name it matches are left alone.
-        gains: ``"exact"`` sends e through the γ of normalisations as autograd does; ``"learned"`` gives them feedback gains
-            (``NAME.feedback_gain``) of their own, so that no forward parameter is read on the way back.
-        beta: a finite nudge for activations given as modules: they send (ψ(y) − ψ(y + d))/(βB), d = −βB·∂ℓ/∂y, for the loss
-            as a mean over B samples. None: β → 0.
+        only: a regular expression (``re.search``); modules whose name does not match are left out.
+        skip: a regular expression; modules whose name matches are left out.
+        gains: ``"exact"`` sends e through the γ of normalisations as autograd does; ``"learned"``
+            gives them feedback gains (``NAME.feedback_gain``) of their own, so that no forward
+            parameter is read on the way back.
+        beta: a finite nudge for activations given as modules: they send (ψ(y) − ψ(y + d))/(βB),
+            d = −βB·∂ℓ/∂y, for the loss as a mean over B samples. None: β → 0.
         strict: raise an error, not a warning, where part of the model cannot be attached.
 
     Returns:
@@ -63,34 +69,35 @@ def attach(
 
     Example:
         >>> import torch, targetprop as tp
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
         >>> feedback = tp.attach(model, torch.randn(2, 8))
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         >>> optimizer = feedback.follow(optimizer)
         >>> x, y = torch.randn(32, 8), torch.randint(4, (32,))
-        >>> torch.nn.functional.cross_entropy(model(x), y).backward()
+        >>> nn.functional.cross_entropy(model(x), y).backward()
         >>> optimizer.step()
         >>> max(feedback.mismatch().values()) < 0.01
         True
 
     """
     chosen = rule_of(rule)
-    model = getattr(
-        model, "_orig_mod", model
-    )  # of torch.compile, which compiles anew what has changed
+    # Of torch.compile, which compiles anew what has changed.
+    model = getattr(model, "_orig_mod", model)
     if gains not in ("exact", "learned"):
         raise ValueError(f"gains={gains!r} is neither 'exact' nor 'learned'.")
     if beta is not None and not beta > 0:
         raise ValueError(f"beta={beta} is not positive; leave it out for an infinitesimal nudge.")
     if chosen.direct and not example_inputs:
         raise ValueError(
-            "rule='direct_feedback_alignment' sends the output's error to inputs whose shapes it must know; give example "
-            "inputs: attach(model, x, rule='direct_feedback_alignment')."
+            "rule='direct_feedback_alignment' sends the output's error to inputs whose shapes it "
+            "must know; give example inputs: attach(model, x, rule='direct_feedback_alignment')."
         )
     if is_paired(model) and (gains == "learned" or beta is not None):
         raise ValueError(
-            "a network of targetprop.pair runs its normalisations and activations itself, so gains='learned' and beta=... "
-            "would change nothing; attach the nn.Sequential that it was made of."
+            "a network of targetprop.pair runs its normalisations and activations itself, so "
+            "gains='learned' and beta=... would change nothing; attach the "
+            "nn.Sequential that it was made of."
         )
     if any(isinstance(module, Attached) for module in model.modules()):
         given = {
@@ -126,13 +133,15 @@ def adopted(
     """A handle for a model that is attached already, as a copied or unpickled one is; its ω stay.
 
     Raises:
-        ValueError: it was attached by another rule, only a part of it was, or settings are ``given`` that are settled.
+        ValueError: it was attached by another rule, only a part of it was, or settings are
+            ``given`` that are settled.
 
     """
     if given:
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise ValueError(
-            f"the model is attached already, so {shown} would change nothing; call detach() of its feedback first."
+            f"the model is attached already, so {shown} would change nothing; call "
+            "detach() of its feedback first."
         )
     left_out = {name for link in links_of(model) for name in link.left_out}
     for name, module in model.named_modules():
@@ -144,18 +153,19 @@ def adopted(
             and name not in left_out
         ):
             raise ValueError(
-                f"a part of the model is attached already but '{name}' ({type(module).__name__}) is not; call detach() of the "
-                "part's feedback first, then attach the whole."
+                f"a part of the model is attached already but '{name}' ({type(module).__name__}) "
+                "is not; call detach() of the part's feedback first, then attach the whole."
             )
     if len(links_of(model)) > 1:
         raise ValueError(
-            "parts of the model are attached, each with a feedback of its own; call detach() of each, then attach the whole."
+            "parts of the model are attached, each with a feedback of its own; call detach() of "
+            "each, then attach the whole."
         )
     for link in links_of(model):
         if link.rule != rule:
             raise ValueError(
-                f"the model is attached by {link.rule} already, got {rule}; call detach() of its feedback first, or attach by "
-                "the same rule."
+                f"the model is attached by {link.rule} already, got {rule}; call detach() of its "
+                "feedback first, or attach by the same rule."
             )
     return Feedback(
         model, (), rule, solver_of(solver, rule), seed, None, None, "exact", None, False
@@ -181,17 +191,19 @@ def solver_of(solver: Any, rule: Rule) -> Any:
         solver = SOLVERS[solver]()
     if not isinstance(solver, ProbeSolver):
         raise ValueError(
-            f"{type(solver).__name__} needs a layer's noisy pass and serves networks made by targetprop.pair; attached maps "
-            f"take {', '.join(able)}."
+            f"{type(solver).__name__} needs a layer's noisy pass and serves networks made by "
+            f"targetprop.pair; attached maps take {', '.join(able)}."
         )
     if isinstance(own, Fixed) and not isinstance(solver, Fixed):
         raise ValueError(
-            f"rule={rule.name!r} does not learn ω, so it takes no solver, got {type(solver).__name__}."
+            f"rule={rule.name!r} does not learn ω, so it takes no solver, got "
+            f"{type(solver).__name__}."
         )
     if rule.name != "ldrl" and (
         not isinstance(solver, type(own)) or solver.tracking != own.tracking
     ):
         raise ValueError(
-            f"rule={rule.name!r} learns ω by {own}, got {solver}, which makes another rule of it; use rule='ldrl' for that."
+            f"rule={rule.name!r} learns ω by {own}, got {solver}, which makes another rule of it; "
+            "use rule='ldrl' for that."
         )
     return solver

@@ -1,7 +1,8 @@
 """The autograd functions of attached maps: A_θ x forward, A_ωᵀ e backward.
 
-The signal e = ∂ℓ/∂(A_θ x) leaves a map as A_ωᵀ e, while θ gets its local product ∂⟨e, A_θ x⟩/∂θ: with ω = θ that is
-backpropagation, exactly. θᵀ is multiplied nowhere, and ω gets no gradient (see ``targetprop.attach.tracking``).
+The signal e = ∂ℓ/∂(A_θ x) leaves a map as A_ωᵀ e, while θ gets its local product ∂⟨e, A_θ x⟩/∂θ:
+with ω = θ that is backpropagation, exactly. θᵀ is multiplied nowhere, and ω gets no gradient (see
+``targetprop.attach.tracking``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ aten = torch.ops.aten
 def autocast(x: Tensor, *weights: Tensor | None) -> tuple:
     """The operands in the format that ``torch.autocast``, where it is on, would multiply them in.
 
-    Cast here, where autograd sees it, and not by autocast's own cache, which would keep an ω that has changed in place.
+    Cast here, where autograd sees it: autocast's own cache would keep an ω that changed in place.
     """
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
@@ -42,7 +43,7 @@ def run(function: Any, *arguments: Any) -> Any:
 
 
 def transformed() -> bool:
-    """Whether a transform of ``torch.func`` runs: its tensors do not say that they need a gradient."""
+    """Whether a ``torch.func`` transform runs: its tensors do not say that they need a gradient."""
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
 
 
@@ -87,7 +88,7 @@ class _Linear(Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor) -> Tensor:
-    """x θᵀ + b, whose backward sends e ω down; shapes as in ``torch.nn.functional.linear``, ω like θ."""
+    """x θᵀ + b, whose backward sends e ω down; shapes as in ``nn.functional.linear``, ω like θ."""
     return run(_Linear, *autocast(x, weight, bias), omega)
 
 
@@ -123,7 +124,8 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor, *
         weight: θ, laid out as torch's (transposed) convolution has it.
         bias: b, or None.
         omega: ω, like θ.
-        geometry: stride, padding, dilation, transposed, output padding, groups: the order of ``torch.convolution``.
+        geometry: as in ``torch.convolution``: stride, padding, dilation, transposed, output
+            padding, groups.
 
     """
     return run(_Convolution, *autocast(x, weight, bias), omega, *geometry)
@@ -154,7 +156,7 @@ class _Gain(Function):
 
 
 def gain(x: Tensor, weight: Tensor, omega: Tensor) -> Tensor:
-    """γ ⊙ x, whose backward sends ω ⊙ e down; γ and ω broadcast against x, with as many dimensions."""
+    """γ ⊙ x, whose backward sends ω ⊙ e down; γ and ω broadcast to x, with as many dimensions."""
     return run(_Gain, x, weight, omega)
 
 
@@ -172,7 +174,7 @@ class _Bilinear(Function):
     def backward(ctx, *signals):
         (e,) = signals
         x, omega = (value.detach().to(e.dtype) for value in ctx.saved_tensors)
-        # Each vector-Jacobian product of a bilinear map is taken where its own argument does not matter: at 0.
+        # Each vector-Jacobian product is taken at 0: its own argument does not matter.
         function, needs = ctx.function, ctx.needs_input_grad
         down = (
             torch.func.vjp(lambda v: function(v, omega), torch.zeros_like(x))[1](e)[0]
@@ -190,7 +192,7 @@ class _Bilinear(Function):
 def bilinear(
     x: Tensor, weight: Tensor, omega: Tensor, function: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """function(x, θ), linear in each, whose backward sends the transpose of x ↦ function(x, ω) down."""
+    """function(x, θ), linear in each; its backward sends the transpose of function(·, ω) down."""
     return run(_Bilinear, *autocast(x, weight), omega, function)
 
 
@@ -214,7 +216,7 @@ class _Difference(Function):
 
 
 def difference(x: Tensor, activation, beta: float) -> Tensor:
-    """ρ(x), whose backward sends (ψ(y) − ψ(y + d))/(βB) down, with d = −βB·∂ℓ/∂y and ψ the matched feedback of ρ."""
+    """ρ(x), sending (ψ(y) − ψ(y + d))/(βB) down: d = −βB·∂ℓ/∂y, ψ the matched feedback of ρ."""
     return run(_Difference, x, activation, beta)
 
 
@@ -232,9 +234,9 @@ class _Error(Function):
         (e,) = signals
         link = ctx.link
         link.error = e.detach()
-        torch.autograd.Variable._execution_engine.queue_callback(
+        torch.autograd.Variable._execution_engine.queue_callback(  # when the pass ends
             lambda: setattr(link, "error", None)
-        )  # when the pass ends
+        )
         return e, None
 
 
@@ -261,8 +263,9 @@ class _Direct(Function):
         source = ctx.link.error
         if source is None:
             raise RuntimeError(
-                "direct feedback alignment met a signal before the error of the network's output: the loss does not depend on "
-                "the last map that the example inputs reached; attach with the inputs and the output that you train."
+                "direct feedback alignment met a signal before the error of the network's output: "
+                "the loss does not depend on the last map that the example inputs reached; attach "
+                "with the inputs and the output that you train."
             )
         rows = (
             source.reshape(-1, source.shape[-1])
@@ -273,10 +276,10 @@ class _Direct(Function):
 
 
 def is_positionwise(error: torch.Size, x: torch.Size) -> bool:
-    """Whether each position of x has an error of its own, as every token of a language model has."""
+    """Whether each position of x has an error of its own, as each token of a language model."""
     return len(error) > 1 and error[:-1] == x[:-1]
 
 
 def direct(y: Tensor, x: Tensor, omega: Tensor, link) -> Tensor:
-    """y = A_θ x (made from x without its graph), whose backward sends the output's error through ω to x."""
+    """y = A_θ x, made without x's graph; its backward sends the output's error through ω to x."""
     return run(_Direct, y, x, omega, link)

@@ -1,4 +1,4 @@
-"""ω at first: drawn by the rule, one for maps that share a weight, of any shape for direct feedback."""
+"""ω at first: drawn by the rule, one for maps that share θ, of any shape for direct feedback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def grow(
         sites: the maps.
         rule: how ω are drawn.
         seed: of the draws.
-        shapes: of inputs and output of each module, by its id, where example inputs have shown them.
+        shapes: of each module's inputs and output, by its id, where example inputs showed them.
         last: the last module that they reached.
         adopting: the ω that are there are the rule's already.
 
@@ -37,9 +37,8 @@ def grow(
     shared: dict[tuple, nn.Parameter] = {}
     for site in sites:
         if not rule.own_feedback or site.omega is not None:
-            if (
-                not adopting and type(rule).initial is not Rule.initial
-            ):  # a paired layer's own is no such draw
+            # A paired layer's own is no such draw.
+            if not adopting and type(rule).initial is not Rule.initial:
                 fill(site.omega.data, site, rule, seed)
             continue
         weight = site.array()
@@ -75,14 +74,16 @@ def direct(
     inputs = shapes[id(site.module)][0] if id(site.module) in shapes else None
     if inputs is None:
         raise ValueError(
-            f"'{site.name}' was not reached by the example inputs, so its direct feedback has no shape."
+            f"'{site.name}' was not reached by the example inputs, so its "
+            "direct feedback has no shape."
         )
     x = inputs["qkv".index(site.layout.suffix[0]) if site.layout.suffix else 0]
     per_position = is_positionwise(error, x)
     if not per_position and error[0] != x[0]:
         raise ValueError(
-            f"'{site.name}' reads {tuple(x)} while the output's error is {tuple(error)}; direct feedback alignment needs "
-            "the samples in the first dimension of both (batch_first=True, say)."
+            f"'{site.name}' reads {tuple(x)} while the output's error is {tuple(error)}; direct "
+            "feedback alignment needs the samples in the first dimension of both "
+            "(batch_first=True, say)."
         )
     shape = (error[-1], x[-1]) if per_position else (error[1:].numel(), x.numel() // error[0])
     generator = Generator().manual_seed(mixed(seed, key_of(site.name)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from targetprop.attach import coverage, tracking
 from targetprop.attach.growth import fill, grow
-from targetprop.attach.install import Gains, give_back, is_paired, look, sites_of, take
+from targetprop.attach.install import Gains, give_back, is_paired, look, sites_of, take, unfed
 from targetprop.attach.learning import Learning
 from targetprop.attach.link import Broadcast, links_of
-from targetprop.attach.sites import Site
+from targetprop.attach.sites import Site, learners, pairs
 from targetprop.attach.table import table
 from targetprop.feedback import FeedbackReport, Fixed
 from targetprop.maps import is_feedback
@@ -36,8 +36,8 @@ class Feedback:
     """
 
     def __init__(
-        self, model: nn.Module, example_inputs: Sequence[Any], rule: Rule, solver: Any, seed: int, only: str | None,
-        skip: str | None, gains: Gains, beta: float | None, strict: bool,
+        self, model: nn.Module, example_inputs: Sequence[Any], rule: Rule, solver: Any, seed: int,
+        only: str | None, skip: str | None, gains: Gains, beta: float | None, strict: bool,
     ):  # fmt: skip
         """See :func:`attach`."""
         self.model, self.rule, self.solver, self.seed = model, rule, solver, seed
@@ -55,22 +55,17 @@ class Feedback:
         self._link, self._modules, left_out = take(model, rule, only, skip, gains, beta)
         if not self._modules:
             raise ValueError(
-                f"{type(model).__name__} has no module with a linear map to attach (only={only!r}, skip={skip!r}); such are "
-                "nn.Linear, convolutions, nn.MultiheadAttention, and what targetprop.register was told."
+                f"{type(model).__name__} has no module with a linear map to attach (only={only!r}, "
+                f"skip={skip!r}); such are nn.Linear, convolutions, nn.MultiheadAttention, and "
+                "what targetprop.register was told."
             )
         self._link.handle = weakref.ref(self)
         self._ignored_before = list(getattr(model, "_ddp_params_and_buffers_to_ignore", []))
         try:
             coverage.report(coverage.refused(model, left_out), strict)
             reads, shapes, last = set(), {}, None
-            if (
-                adopting or is_paired(model)
-            ) and rule.own_feedback:  # what only reads data was given no ω, and needs none
-                reads = {
-                    id(m)
-                    for m in self._modules.values()
-                    if not any(map(is_feedback, m._parameters))
-                }
+            if (adopting or is_paired(model)) and rule.own_feedback:
+                reads = unfed(self._modules)
             if example_inputs:
                 reads, shapes, last = look(model, self._link, example_inputs, left_out, strict)
             else:
@@ -135,31 +130,11 @@ class Feedback:
         return any(parameter is site.omega for site in self.sites)
 
     def _learners(self) -> list[Site]:
-        """The maps whose ω learn, each ω once."""
-        seen, learners = set(), []
-        for site in self.sites:
-            key = (id(site.omega), site.layout.part)
-            if site.omega is None or key in seen or self.rule.direct:
-                continue
-            seen.add(key)
-            learners.append(site)
-        return learners
+        return [] if self.rule.direct else learners(self.sites)
 
-    def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    def _pairs(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
         """(θ, ω) of the tracked maps."""
-        seen = set()
-        for site in self.sites:
-            theta, omega = site.theta, site.omega
-            if (
-                theta is None
-                or omega is None
-                or not theta.requires_grad
-                or id(omega) in seen
-                or not self._tracks
-            ):
-                continue
-            seen.add(id(omega))
-            yield theta, omega
+        return pairs(self.sites) if self._tracks else ()
 
     @property
     def _tracks(self) -> bool:
@@ -174,10 +149,11 @@ class Feedback:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Probe the maps that are due; ``follow`` calls it after every step of the optimizer, else call it yourself.
+        """Probe the maps that are due; call it after every step unless ``follow`` does.
 
-        A map that stays under the solver's tolerance is probed ever more rarely, the interval doubling up to the solver's
-        maximum; one that is over is corrected, and probed soon again. Weights loaded without their ω are probed at once.
+        A map that stays under the solver's tolerance is probed ever more rarely, the interval
+        doubling up to the solver's maximum; one that is over is corrected, and probed soon again.
+        Weights loaded without their ω are probed at once.
         """
         self._forget_reminder()
         self._draw_late()
@@ -189,15 +165,15 @@ class Feedback:
     def follow(self, optimizer: Any) -> Any:
         """Let ω learn with ``optimizer``: tracking before its step, probes, where due, after it.
 
-        Tracking gives ω the finished gradient of θ within the step, so that equal increments keep ω − θ (Kolen and Pollack
-        1994); ω joins the parameter group of its θ. Outside the step ``ω.grad`` is None.
+        Tracking gives ω the finished gradient of θ within the step: equal increments keep ω − θ
+        (Kolen and Pollack 1994); ω joins its θ's parameter group. Outside, ``ω.grad`` is None.
 
         Args:
-            optimizer: any ``torch.optim.Optimizer``, also as wrapped by Lightning or accelerate. With several optimizers,
-                follow each. Call it before ``optimizer.load_state_dict``.
+            optimizer: any ``torch.optim.Optimizer``, also as wrapped by Lightning or accelerate.
+                With several optimizers, follow each. Call it before ``optimizer.load_state_dict``.
 
         Returns:
-            ``optimizer``, so that ``return feedback.follow(optimizer)`` can end ``configure_optimizers``.
+            ``optimizer``, for ``configure_optimizers`` to return ``feedback.follow(optimizer)``.
 
         Raises:
             TypeError: it is no torch optimizer.
@@ -207,19 +183,8 @@ class Feedback:
         inner = tracking.inner(optimizer)
         if any(step.optimizer is inner for step in self._followed):
             return optimizer
-        pairs = list(self._pairs())
-        if pairs and isinstance(inner, torch.optim.LBFGS):
-            raise ValueError(
-                "L-BFGS steps along one direction of all its parameters, in which ω would count twice; take a solver "
-                "that does not track, such as PredictiveSolver(tracking=False)."
-            )
-        count = tracking.join(inner, pairs)
-        known = {id(p) for group in inner.param_groups for p in group["params"]}
-        if not any(id(p) in known for p in self.model.parameters() if not self._is_omega(p)):
-            raise ValueError(
-                "the optimizer trains no parameter of the attached model; build it from model.parameters() of the model that "
-                "was attached (after fully_shard, where that replaces them)."
-            )
+        own = (p for p in self.model.parameters() if not self._is_omega(p))
+        count = tracking.admit(inner, list(self._pairs()), own)
         if self.rule.tracks and count:
             tracking.warn_without_decay(inner)
         followed = tracking.Step(inner, self._pairs, self._after, self._link.beta is not None)
@@ -237,7 +202,7 @@ class Feedback:
     steps = property(lambda self: self.learning.steps, doc="Steps of the feedback so far.")
 
     def _after(self, optimizer: Any) -> None:
-        """A step of the feedback for every round of the optimizers: each that goes ahead of all begins a new one."""
+        """Step once a round of the optimizers: each that goes ahead of all begins a new one."""
         for followed in self._followed:
             if followed.optimizer is optimizer:
                 followed.count += 1
@@ -247,7 +212,7 @@ class Feedback:
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Within it the model's forward and backward are the plain model's, bit for bit: backpropagation."""
+        """Within it forward and backward are the plain model's, bit for bit: backpropagation."""
         before, self._link.exact = self._link.exact, True
         try:
             yield
@@ -255,9 +220,9 @@ class Feedback:
             self._link.exact = before
 
     def mismatch(self) -> dict[str, float]:
-        """‖B − θ‖_F/‖θ‖_F per map, B what its rule sends through (ω for most), of a registered map ‖A_B − A_θ‖_F/‖A_θ‖_F.
+        """‖B − θ‖_F/‖θ‖_F per map, B what its rule sends through (ω for most).
 
-        It is a measure for you, which no ω learns from.
+        A measure for you, from which no ω learns; of a registered map ‖A_B − A_θ‖_F/‖A_θ‖_F.
 
         Raises:
             ValueError: for a rule whose ω are not shaped like θ.
@@ -265,7 +230,8 @@ class Feedback:
         """
         if self.rule.direct:
             raise ValueError(
-                "direct feedback alignment sends errors past the maps: its ω have no θ to be compared with."
+                "direct feedback alignment sends errors past the maps: its ω have "
+                "no θ to be compared with."
             )
         return {
             site.name: site.mismatch(self.rule) for site in self.sites if site.omega is not None
@@ -292,7 +258,7 @@ class Feedback:
         return {site.name: site.module for site in self.sites}
 
     def detach(self) -> nn.Module:
-        """Give the model back as it was: its own classes, no ω; optimizers that followed lose ω and hooks."""
+        """Give the plain model back: own classes, no ω; followed optimizers lose ω and hooks."""
         for step in self._followed:
             step.remove()
             tracking.leave(
@@ -317,7 +283,7 @@ class Feedback:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered beside ω, which are in the model's own ``state_dict``: the solver's memory of every map."""
+        """The solver's memory of every map; ω are in the model's own ``state_dict``."""
         return self.learning.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ def take(
     gains: Gains,
     beta: float | None,
 ) -> tuple[Link, dict[str, Attached], list[str]]:
-    """Make a model's maps attached modules; where something is refused, or nothing found, the model is as it was.
+    """Make a model's maps attached modules; the model stays as it was on a refusal or without any.
 
     Returns:
         their link, the modules by name, and the names of those that the user left out.
@@ -105,16 +105,19 @@ def refuse_weights(name: str, module: nn.Module) -> None:
     own = list(module.parameters())
     if any(isinstance(p, UninitializedParameter) for p in own):
         raise ValueError(
-            f"'{name}' ({type(module).__name__}) has no shape yet; run one batch through the model before attach."
+            f"'{name}' ({type(module).__name__}) has no shape yet; run one batch through "
+            "the model before attach."
         )
     if any(p.is_complex() for p in own):
         raise ValueError(
-            f"'{name}' ({type(module).__name__}) has complex weights, which feedback does not serve; skip it."
+            f"'{name}' ({type(module).__name__}) has complex weights, which feedback "
+            "does not serve; skip it."
         )
     known = module._parameters.get("feedback_weight")  # a layer that was paired keeps its own
     if known is not None and known.shape != getattr(module, "weight", known[..., None]).shape:
         raise ValueError(
-            f"'{name}' ({type(module).__name__}) has a feedback_weight of its own, where ω would go; rename or skip it."
+            f"'{name}' ({type(module).__name__}) has a feedback_weight of its own, where ω "
+            "would go; rename or skip it."
         )
 
 
@@ -144,7 +147,7 @@ def look(
     left_out: Sequence[str],
     strict: bool,
 ) -> tuple[set, dict, Any]:
-    """What the example inputs show: the modules that only read data, shapes per module, the last map's module."""
+    """What example inputs show: which modules only read data, all shapes, the last map's module."""
     rule, link.rule = link.rule, rule_of("symmetric")  # no ω yet
     try:
         watch, calls = coverage.example_pass(model, example_inputs, left_out)
@@ -156,6 +159,11 @@ def look(
     shapes = {id(module): shape for module, _, shape in calls}
     maps = [module for module, _, _ in calls if module._feedback_kind not in ("norm", "activation")]
     return reads, shapes, maps[-1] if maps else None
+
+
+def unfed(modules: Mapping[str, Attached]) -> set[int]:
+    """The modules that were given no ω: what only reads data needs none."""
+    return {id(m) for m in modules.values() if not any(map(is_feedback, m._parameters))}
 
 
 def sites_of(modules: Mapping[str, Attached], reads: set, direct: bool) -> list[Site]:
@@ -186,7 +194,8 @@ def release(module: Attached, paired: bool = False) -> None:
         module.__dict__.pop(name, None)
     if type(module) is not attached_class(base, KINDS[type(module)._feedback_kind]):
         warnings.warn(
-            f"{type(module).__name__} got another class after attach (by FSDP or a parametrisation); it stays attached.",
+            f"{type(module).__name__} got another class after attach (by FSDP or a "
+            "parametrisation); it stays attached.",
             UserWarning,
             stacklevel=3,
         )

@@ -18,14 +18,15 @@ from targetprop.laboratory.activations import MODULES as ACTIVATIONS
 
 @dataclass(frozen=True)
 class Layout:
-    r"""Where one map of a module keeps its weight, and how that reads as matrices (groups, outputs, d).
+    r"""Where one map of a module keeps its weight, and its form as matrices (groups, outputs, d).
 
     Attributes:
         weight: name of θ.
         feedback: name of ω.
-        form: how θ lies: ``"dense"`` (outputs, inputs), ``"transposed"`` (inputs, outputs), ``"kernel"`` (outputs,
-            inputs / groups, \*kernel), ``"transposed kernel"`` (inputs, outputs / groups, \*kernel: one position of the
-            input answers with a whole kernel), ``"diagonal"`` (gains, as many maps of one input), ``"field"`` (any).
+        form: how θ lies: ``"dense"`` (outputs, inputs), ``"transposed"`` (inputs, outputs),
+            ``"kernel"`` (outputs, inputs / groups, \*kernel), ``"transposed kernel"`` (inputs,
+            outputs / groups, \*kernel: one position of the input answers with a whole kernel),
+            ``"diagonal"`` (gains, as many maps of one input), ``"field"`` (any).
         groups: of a kernel.
         part: the rows (from, to) of θ that are this map, where several share one.
         suffix: the map's name within the module, where it has several.
@@ -99,8 +100,8 @@ class Kind:
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
-    nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d,
+    nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm,
 )  # fmt: skip
 
 
@@ -144,12 +145,13 @@ KINDS = {
 REFUSED: dict[type[nn.Module], str] = {
     nn.RNNBase: "its fused kernel multiplies by θᵀ; write the recurrence with cells of nn.Linear",
     nn.RNNCellBase: "its fused kernel multiplies by θᵀ; write the cell with nn.Linear",
-    nn.Bilinear: "it multiplies two signals and θ at once; write it as nn.Linear of their outer product",
+    nn.Bilinear: "it multiplies two signals and θ at once; "
+    "write it as nn.Linear of their outer product",
 }
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module; None for other modules, and for those that compute something of their own."""
+    """The kind of a module; None for others, and for those that compute something of their own."""
     if isinstance(module, Attached):
         return KINDS[module._feedback_kind]
     own = type(module)

@@ -1,4 +1,4 @@
-"""How the ω of a model's maps learn: what the solver remembers of each, which are due, and what a step does to them."""
+"""How ω learn: what the solver remembers of each, which are due, what a step does to them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Learning:
             self.calibrate(site)
 
     def calibrate(self, site: Site) -> bool:
-        """The same for one map; False where it cannot be probed yet: a registered one must have seen an input first."""
+        """Likewise one map; False until it can be probed: a registered one needs an input."""
         memory = self.memory[site.name]
         if isinstance(self.solver, Fixed):
             memory.wait = NEVER
@@ -71,7 +71,7 @@ class Learning:
         return True
 
     def spread(self, sites: Sequence[Site]) -> None:
-        """Before the first step: tracked maps are probed in turn, after all have been checked once."""
+        """Before the first step: tracked maps are probed in turn, after one check of all."""
         self._unchecked = self.steps == 0
         interval = getattr(self.solver, "probe_every", 1)
         for index, site in enumerate(sites if self._unchecked else ()):
@@ -121,7 +121,7 @@ class Learning:
         return before != weight
 
     def _has_strayed(self, site: Site, memory: Memory) -> bool:
-        """Whether θ moved without ω since it was calibrated: DDP broadcasts θ alone, a user may draw it anew."""
+        """Whether θ moved without ω since calibration: by DDP's broadcast, a user's new draw."""
         seen = site.probe() if memory.probes and memory.mismatch < math.inf else None
         return (
             seen is not None
@@ -132,8 +132,8 @@ class Learning:
         if site.name not in self._unseen:
             self._unseen.add(site.name)
             warnings.warn(
-                f"the ω of '{site.name}' cannot learn before its module has run once outside torch.compile; give example "
-                "inputs, attach(model, x), or run one batch eagerly.",
+                f"the ω of '{site.name}' cannot learn before its module has run once outside "
+                "torch.compile; give example inputs, attach(model, x), or run one batch eagerly.",
                 UserWarning,
                 stacklevel=5,
             )
@@ -158,7 +158,8 @@ class Learning:
         for key, value in own.items():
             if state.get(key, value) != value:
                 raise ValueError(
-                    f"this feedback state is of {key} {state[key]}, but the model is attached by {value}."
+                    f"this feedback state is of {key} {state[key]}, but the "
+                    f"model is attached by {value}."
                 )
         if set(state["maps"]) != set(self.memory):
             odd = sorted(set(state["maps"]) ^ set(self.memory))

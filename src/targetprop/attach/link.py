@@ -1,4 +1,4 @@
-"""What every attached module shares: its class, its link to the model's feedback, and the error of direct feedback."""
+"""What attached modules share: a class, a link to the model's feedback, direct feedback's error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Link:
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
         left_out: names of modules that the user left alone.
-        handle: a weak reference to the model's ``Feedback``, while there is one; copies of the model have none.
+        handle: a weak reference to the model's ``Feedback`` while there is one; copies have none.
 
     """
 
@@ -44,7 +44,7 @@ class Link:
     handle: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to a pass under way (its error, ``exact``), nor the handle, which is another model's."""
+        """Without a pass under way (error, ``exact``) and the handle, which is another model's."""
         return self.__dict__ | {"error": None, "exact": False, "handle": None}
 
 
@@ -69,7 +69,7 @@ class Attached(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
-        """A checkpoint of the plain model loads strictly too: ω stay, and learn the new θ at the next step."""
+        """Load a plain checkpoint strictly too: ω stay, and learn the new θ at the next step."""
         missing: list[str] = []
         self._feedback.loaded += 1
         super()._load_from_state_dict(
@@ -89,8 +89,9 @@ class Attached(nn.Module):
             return rule.sent(weight, weight)
         if omega is None:
             raise RuntimeError(
-                f"{self._get_name()} has no feedback weights, because its input needed no gradient in the example inputs, but "
-                "now it does; attach again with inputs like these, or without any."
+                f"{self._get_name()} has no feedback weights, because its input needed no gradient "
+                "in the example inputs, but now it does; attach again with inputs "
+                "like these, or without any."
             )
         return rule.sent(weight, omega)
 
@@ -100,11 +101,12 @@ class Attached(nn.Module):
         if not torch.compiler.is_compiling():
             return function.direct(y, x, omega, self._feedback)
         raise RuntimeError(
-            "direct feedback alignment hands the output's error around the graph, which torch.compile cannot; run it eagerly."
+            "direct feedback alignment hands the output's error around the graph, which "
+            "torch.compile cannot; run it eagerly."
         )
 
     def _passes(self, x: Tensor) -> bool:
-        """Whether this call is the plain module's: nothing is sent back, or backpropagation is asked for."""
+        """Whether the plain forward runs: nothing is sent back, or backpropagation is asked for."""
         if self._feedback.exact or not torch.is_grad_enabled():
             return True
         refuse_export()
@@ -126,8 +128,9 @@ def refuse_export() -> None:
         not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(PROXY) is not None
     ):
         raise RuntimeError(
-            "an exported graph keeps no feedback and would backpropagate; export under torch.no_grad() or within "
-            "feedback.exact(), or give the model back by feedback.detach() first."
+            "an exported graph keeps no feedback and would backpropagate; export under "
+            "torch.no_grad() or within feedback.exact(), or give the model back by "
+            "feedback.detach() first."
         )
 
 

@@ -1,7 +1,7 @@
-"""The maps of a model in place: each keeps its class name, its parameters and its hooks; only ``forward`` runs through ω.
+"""The maps of a model in place: class name, parameters and hooks stay; ``forward`` runs through ω.
 
-A module of a known kind gets a subclass of its own class, so ``isinstance``, ``print``, hooks, ``state_dict`` and a user's
-subclass stay what they were; ω is one more parameter of the module.
+A module of a known kind gets a subclass of its own class, so ``isinstance``, ``print``, hooks,
+``state_dict`` and a user's subclass stay what they were; ω is one more parameter of the module.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class AttachedConvolution(Attached):
 
 
 def padded(conv: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """x and the symmetric zero padding still to be made by the convolution; other paddings are made here, by autograd."""
+    """x and the symmetric zero padding left to the convolution; autograd makes the others here."""
     none = (0,) * len(conv.kernel_size)
     if conv.padding_mode != "zeros":
         return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), none
@@ -132,6 +132,27 @@ def map_of(module: Attached) -> AutogradMap:
     return made
 
 
+@torch.no_grad()
+def refuse_other(module: Attached, x: Tensor) -> None:
+    """Refuse a registered map that is not what its module computes.
+
+    Raises:
+        ValueError: its forward and the function that ``targetprop.register`` was given differ at x.
+
+    """
+    y = module._feedback_base.forward(module, x)
+    if (
+        map_of(module)
+        .apply(x, module.weight, getattr(module, "bias", None))
+        .allclose(y, rtol=1e-2, atol=1e-2 * float(y.abs().max()))
+    ):
+        return
+    raise ValueError(
+        f"{type(module).__name__} computes another map than the function that targetprop.register "
+        "was given for it; give the function (x, w) that its forward applies, without the bias."
+    )
+
+
 def registered(module: nn.Module) -> type[nn.Module] | None:
     """The type under which ``targetprop.register`` knows what the module computes, or None."""
     if isinstance(module, Attached):
@@ -176,7 +197,7 @@ class AttachedNorm(Attached):
 
 
 class without_affine:
-    """A context in which a normalisation has neither gain nor shift, so that its forward only normalises."""
+    """Within it a normalisation has neither gain nor shift: its forward only normalises."""
 
     def __init__(self, module: nn.Module):
         """For ``module``."""

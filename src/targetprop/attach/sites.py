@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,7 +23,7 @@ from targetprop.rules import Rule
 
 @dataclass
 class Site:
-    """One map of an attached model. Tensors are looked up when they are needed: FSDP and ``.to()`` replace them.
+    """One map of an attached model; tensors are looked up anew: FSDP and ``.to()`` replace them.
 
     Attributes:
         name: the module's name in the model, and the map's where a module has several.
@@ -38,7 +38,7 @@ class Site:
 
     @property
     def theta(self) -> nn.Parameter | None:
-        """θ where it is a parameter; None where something computes it (weight norm, spectral norm, pruning, ...)."""
+        """θ where it is a parameter; None where computed (weight norm, pruning, ...)."""
         return self.module._parameters.get(self.layout.weight)
 
     @property
@@ -86,9 +86,9 @@ class Site:
             cast(Any, omega.detach()).to_local().copy_(sharded.to_local())
 
     def mismatch(self, rule: Rule) -> float:
-        """‖B − θ‖_F/‖θ‖_F of the arrays themselves, B what ``rule`` sends through: for your eyes; no ω learns from it.
+        """‖B − θ‖_F/‖θ‖_F of the arrays, B what ``rule`` sends through; no ω learns from it.
 
-        What a registered map does with its array is its own affair (a mask, say), so there noise tells, as in its probes.
+        It is for you. What a registered map makes of its array (a mask, say) a probe's noise tells.
         """
         theta, omega = self.weight(), self.layout.of(whole(self.omega.detach()))
         wide = torch.promote_types(theta.dtype, torch.float32)
@@ -99,6 +99,29 @@ class Site:
             (rule.sent(theta, omega) - theta).norm()
             / theta.norm().clamp_min(torch.finfo(wide).tiny)
         )
+
+
+def learners(sites: Iterable[Site]) -> list[Site]:
+    """The maps whose ω learn, each ω once."""
+    seen, found = set(), []
+    for site in sites:
+        key = (id(site.omega), site.layout.part)
+        if site.omega is None or key in seen:
+            continue
+        seen.add(key)
+        found.append(site)
+    return found
+
+
+def pairs(sites: Iterable[Site]) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """(θ, ω) of the maps whose θ learns, each ω once."""
+    seen = set()
+    for site in sites:
+        theta, omega = site.theta, site.omega
+        if theta is None or omega is None or not theta.requires_grad or id(omega) in seen:
+            continue
+        seen.add(id(omega))
+        yield theta, omega
 
 
 def whole(tensor: Any) -> Tensor:
@@ -112,7 +135,7 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def recompute(module: nn.Module) -> None:
-    """Run the hooks that compute weights before each pass (weight norm, spectral norm, pruning), which moves nothing else."""
+    """Run the hooks that compute weights before a pass (norms, pruning), moving nothing else."""
     mode, module.training = module.training, False  # spectral norm iterates in training mode only
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
@@ -122,7 +145,7 @@ def recompute(module: nn.Module) -> None:
 
 @contextmanager
 def quiet_parametrizations(module: nn.Module) -> Iterator[None]:
-    """Within it, reading a parametrised weight does not move it: spectral norm iterates in training mode only."""
+    """Within it reading a parametrised weight moves nothing: spectral norm iterates in training."""
     own: Any = getattr(module, "parametrizations", None)
     parts = list(own.modules()) if parametrize.is_parametrized(module) else []
     modes = [part.training for part in parts]

@@ -1,16 +1,17 @@
-"""Tracking: within the optimizer's step, ω has the gradient of its θ, and so gets the same increment.
+"""Tracking: within the optimizer's step, ω has the gradient of θ, and so gets the same increment.
 
-The finished gradient counts: summed over all uses of a tied weight, clipped, averaged over processes, unscaled. So it is
-copied when ``optimizer.step`` begins, not in the backward pass, and taken away when the step ends: nobody else, neither a
-norm, a scaler nor a reducer, ever sees a gradient of ω. ω − θ is untouched by equal increments and shrinks by equal decay
-(Kolen and Pollack 1994; Akrout et al. 2019); θ itself is not read.
+The finished gradient counts: summed over all uses of a tied weight, clipped, averaged over
+processes, unscaled. So it is copied when ``optimizer.step`` begins, not in the backward pass, and
+taken away when the step ends: nobody else, neither a norm, a scaler nor a reducer, ever sees a
+gradient of ω. ω − θ is untouched by equal increments and shrinks by equal decay (Kolen and Pollack
+1994; Akrout et al. 2019); θ itself is not read.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,14 +36,15 @@ def inner(optimizer: Any) -> Optimizer:
         found = found.optimizer
     if not isinstance(found, Optimizer):
         raise TypeError(
-            f"follow needs a torch.optim.Optimizer, got {type(optimizer).__name__}; for another kind of optimizer call "
-            "feedback.step() after its step, with a rule or a solver that does not track."
+            f"follow needs a torch.optim.Optimizer, got {type(optimizer).__name__}; for another "
+            "kind of optimizer call feedback.step() after its step, with a rule or a "
+            "solver that does not track."
         )
     return found
 
 
 def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> int:
-    """Put every ω into the parameter group of its θ, at its end; returns how many θ the optimizer has."""
+    """Put each ω at the end of its θ's parameter group; returns how many θ the optimizer has."""
     place = {
         id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
     }
@@ -65,6 +67,33 @@ def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]
     return count
 
 
+def admit(
+    optimizer: Optimizer,
+    pairs: Sequence[tuple[nn.Parameter, nn.Parameter]],
+    own: Iterable[nn.Parameter],
+) -> int:
+    """Let the optimizer of a model with parameters ``own`` move ``pairs``; returns as :func:`join`.
+
+    Raises:
+        ValueError: it would move ω twice, or trains nothing of ``own``.
+
+    """
+    if pairs and isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "L-BFGS steps along one direction of all its parameters, in which ω would count "
+            "twice; take a solver that does not track, such as PredictiveSolver(tracking=False)."
+        )
+    count = join(optimizer, pairs)
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in known for p in own):
+        raise ValueError(
+            "the optimizer trains no parameter of the attached model; build it from "
+            "model.parameters() of the model that was attached (after fully_shard, where that "
+            "replaces them)."
+        )
+    return count
+
+
 def drop(group: dict[str, Any], gone: set[int]) -> None:
     """Take the parameters with ids ``gone`` out of a group, names and all."""
     kept = [i for i, p in enumerate(group["params"]) if id(p) not in gone]
@@ -83,7 +112,7 @@ def leave(optimizer: Optimizer, omegas: Iterable[nn.Parameter]) -> None:
 
 
 def with_gradients(act: Callable[[], None], args: Any, kwargs: Any) -> Any:
-    """Call ``act`` when the gradients of a step are finished: now, or after each call of the closure that makes them.
+    """Call ``act`` when a step's gradients are finished: now, or after each call of their closure.
 
     Args:
         act: what to do.
@@ -110,12 +139,12 @@ def with_gradients(act: Callable[[], None], args: Any, kwargs: Any) -> Any:
 
 
 class Step:
-    """The hooks of one optimizer: copy gradients when its step begins, clear them and probe when it ends."""
+    """Hooks of one optimizer: copy gradients as a step begins, clear them and probe as it ends."""
 
     def __init__(
         self, optimizer: Optimizer, pairs: Pairs, after: Callable[[Optimizer], None], finite: bool
     ):
-        """Follow ``optimizer``; ``finite``: a finite nudge, which no gradient scaler may blow up."""
+        """Follow ``optimizer``; ``finite``: a finite nudge, which no scaler may blow up."""
         self.optimizer, self.pairs, self.after, self.finite = optimizer, pairs, after, finite
         self.count = 0
         self.handles = [
@@ -126,11 +155,11 @@ class Step:
     def begin(
         self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
-        """Copy the gradients now, or after each call of a closure that makes them (Lightning, L-BFGS)."""
+        """Copy the gradients now, or after each call of their closure (Lightning, L-BFGS)."""
         if self.finite and scaled():
             raise RuntimeError(
-                "attach(beta=...) sends finite differences, which a gradient scaler would enlarge: train in float32 or "
-                "bfloat16 without a scaler, or leave beta out."
+                "attach(beta=...) sends finite differences, which a gradient scaler would enlarge: "
+                "train in float32 or bfloat16 without a scaler, or leave beta out."
             )
         return with_gradients(self.copy, args, kwargs)
 
@@ -139,7 +168,7 @@ class Step:
         return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
 
     def copy(self) -> None:
-        """∇ω := ∇θ for every tracked map of this optimizer; a θ that has joined it since brings its ω."""
+        """∇ω := ∇θ for each tracked map of the optimizer; a θ that joined it since brings its ω."""
         mine, pairs = self.moved(), list(self.pairs())
         if any(id(theta) in mine and id(omega) not in mine for theta, omega in pairs):
             join(self.optimizer, pairs)
@@ -149,7 +178,7 @@ class Step:
                 omega.grad = None if theta.grad is None else theta.grad.detach().clone()
 
     def end(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Clear them, and probe what is due; our hook stays the last, so that others see the gradient of θ alone."""
+        """Clear them, probe what is due; our hook stays last: others see gradients of θ alone."""
         for _, omega in self.pairs():
             omega.grad = None
         self.handles[0].remove()
@@ -163,7 +192,7 @@ class Step:
 
 
 class Reminder:
-    """A hook that says once that weights move while ω does not: neither ``follow`` nor ``step`` was called."""
+    """Says once that weights move while ω does not: neither ``follow`` nor ``step`` was called."""
 
     def __init__(self, where: nn.Module, module: nn.Module, name: str, link: Link):
         """Watch the weight ``name`` of ``module`` before each training pass of ``where``."""
@@ -196,8 +225,9 @@ class Reminder:
         if self.seen is not None and weight._version > self.seen:
             self.remove()
             warnings.warn(
-                "the weights of an attached model move but its feedback learns nothing: call follow(optimizer) of "
-                "its feedback or algorithm once, or feedback.step() after every step.",
+                "the weights of an attached model move but its feedback learns nothing: call "
+                "follow(optimizer) of its feedback or algorithm once, or "
+                "feedback.step() after every step.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -223,7 +253,8 @@ def warn_without_decay(optimizer: Optimizer) -> None:
     """Kolen–Pollack needs weight decay."""
     if not any(group.get("weight_decay") for group in optimizer.param_groups):
         warnings.warn(
-            "kolen_pollack brings ω to θ by weight decay alone, and this optimizer has none; give it a weight_decay > 0.",
+            "kolen_pollack brings ω to θ by weight decay alone, and this optimizer has none; "
+            "give it a weight_decay > 0.",
             UserWarning,
             stacklevel=3,
         )

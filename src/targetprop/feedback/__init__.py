@@ -1,4 +1,4 @@
-"""Ways to learn the feedback weights ω, one a file; see :class:`~targetprop.feedback.solver.Solver`."""
+"""Ways to learn feedback weights ω, one a file; see :class:`~targetprop.feedback.solver.Solver`."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""One update a batch on the L-DRL loss over several noise samples: the parallel variant of the paper's code."""
+"""One L-DRL update a batch over several noise samples: the parallel variant of the paper's code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from targetprop.ranks import ALONE, Group
 def adam_step(
     weight: Tensor, gradient: Tensor, memory: Memory, lr: float, weight_decay: float
 ) -> None:
-    """Adam with coupled weight decay (Kingma and Ba 2015; β₁ = 0.9, β₂ = 0.999, ε = 1e-8), in place."""
+    """Adam, coupled weight decay (Kingma and Ba 2015; β₁ = 0.9, β₂ = 0.999, ε = 1e-8), in place."""
     mean, square = (
         memory.tensors.setdefault(key, torch.zeros_like(weight)) for key in ("mean", "square")
     )
@@ -31,7 +31,7 @@ def adam_step(
 
 @dataclass(frozen=True)
 class AdamSolver(Solver):
-    """One Adam update a batch on the mean of the L-DRL loss over ``samples`` draws of noise (Ernoult et al. 2022, code).
+    """One Adam update a batch on ``samples`` noises' mean L-DRL loss (Ernoult et al. 2022, code).
 
     Attributes:
         noise: σ, standard deviation of ε and η; a number, or one per layer with feedback.

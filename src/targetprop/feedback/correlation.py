@@ -1,4 +1,4 @@
-"""Purely Hebbian learning of ω: the correlation of a layer's response with the noise that caused it."""
+"""Purely Hebbian learning of ω: the correlation of a layer's response with the noise behind it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from targetprop.seeds import mixed
 
 @dataclass(frozen=True)
 class CorrelationSolver(ProbeSolver):
-    """ω = C/D, with C a running mean of corr(A_θ ε, ε) over probes ε and D the number of outputs that a weight feeds.
+    """ω = C/D: C a running mean of corr(A_θ ε, ε) over probes ε, D how many outputs a weight feeds.
 
-    E corr(A_θ ε, ε) = D·θ for white noise: a weight mirror (Akrout et al. 2019) for any linear map, and the minimiser of the
-    L-DRL loss in closed form, its η term taken in expectation. The relative error falls as √((d + 1)/(m·n)) with the
-    iterations n, d the fan-in and m the samples of a probe, and does not vanish at the optimum.
+    E corr(A_θ ε, ε) = D·θ for white noise: a weight mirror (Akrout et al. 2019) for any linear map,
+    and the minimiser of the L-DRL loss in closed form, its η term taken in expectation. The
+    relative error falls as √((d + 1)/(m·n)) with the iterations n, d the fan-in and m the samples
+    of a probe, and does not vanish at the optimum.
 
     Attributes:
         window: number of iterations the running mean remembers.
@@ -66,6 +67,5 @@ class CorrelationSolver(ProbeSolver):
             mean = mean.lerp(found, 1 / min(memory.probes, self.window))
         memory.tensors["correlation"] = mean
         scale = probe.coefficient()
-        return torch.where(
-            scale != 0, mean / scale, probe.omega
-        )  # what no input reaches plays no part: leave it
+        # What no input reaches plays no part: leave it.
+        return torch.where(scale != 0, mean / scale, probe.omega)

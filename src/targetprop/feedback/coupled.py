@@ -1,4 +1,4 @@
-"""The predictive solver with a pathway of its own for predictions, so that ω is used in one direction only."""
+"""The predictive solver with a pathway of its own for predictions: ω is used one way only."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from targetprop.seeds import mixed
 
 @dataclass(frozen=True)
 class CoupledSolver(ProbeSolver):
-    """Auxiliary weights κ predict the layer's response; ω and κ receive equal corrections and equal decay.
+    """Auxiliary weights κ predict the layer's response; ω and κ get equal corrections and decay.
 
-        κ, ω ← (1 − λ)κ, (1 − λ)ω          κ, ω ← κ + Δ, ω + Δ,          Δ = A_θ − A_κ as the response to noise shows it
+        κ, ω ← (1 − λ)κ, (1 − λ)ω    κ, ω ← κ + Δ, ω + Δ,    Δ = A_θ − A_κ as the response shows it
 
-    Kolen and Pollack's coupling (1994; Akrout et al. 2019): ω − κ shrinks by 1 − λ an iteration whatever the Δ, so ω converges
-    to what the prediction alone determines, and no synapse runs both ways.
+    Kolen and Pollack's coupling (1994; Akrout et al. 2019): ω − κ shrinks by 1 − λ an iteration
+    whatever the Δ, so ω converges to what prediction alone determines; no synapse runs both ways.
 
     Attributes:
         decay: λ.
@@ -34,7 +34,8 @@ class CoupledSolver(ProbeSolver):
         Row(
             "LDRL(net, solver=CoupledSolver())",
             carries="difference-corrected target",
-            feedback="predicts the response through auxiliary weights; ω gets the same corrections and decay (Kolen–Pollack)",
+            feedback="predicts the response through auxiliary weights; "
+            "ω gets the same corrections and decay (Kolen–Pollack)",
             local="yes",
             transport="no",
             symmetric="shared increments",

@@ -11,7 +11,7 @@ from targetprop.feedback.solver import ProbeSolver
 
 @dataclass(frozen=True)
 class Fixed(ProbeSolver):
-    """Leaves ω as it was initialised (feedback alignment's choice: Lillicrap et al. 2016; Shibuya et al. 2023)."""
+    """Leaves ω as initialised (feedback alignment: Lillicrap et al. 2016; Shibuya et al. 2023)."""
 
     tracking: bool = False
 

@@ -1,4 +1,4 @@
-"""An oracle for analysis: the ω whose feedback Jacobian is nearest to the forward layer's transpose."""
+"""An oracle for analysis: ω with the feedback Jacobian nearest to the forward layer's transpose."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from targetprop.ranks import ALONE, Group
 
 @dataclass(frozen=True)
 class JacobianMatching(Solver):
-    """Sets ω to the minimiser of E‖J_G − J_Fᵀ‖²_F over the batch in closed form (Bao et al. 2024); reads θ.
+    """ω minimises E‖J_G − J_Fᵀ‖²_F over the batch, in closed form (Bao et al. 2024); reads θ.
 
-    With J_G = A_ωᵀM and J_Fᵀ = A_θᵀN, M and N the Jacobians of the feedback and of the forward stage, each output channel of
-    ω is that of θ scaled by ⟨M, N⟩/⟨M, M⟩. Matched feedback has M = N, so ω = θ; mirror feedback does not. The inner products
-    are taken with random signs v, ⟨Mv, Nv⟩: exact unless pooling windows share a winner.
+    With J_G = A_ωᵀM and J_Fᵀ = A_θᵀN, M and N the Jacobians of the feedback and of the forward
+    stage, each output channel of ω is that of θ scaled by ⟨M, N⟩/⟨M, M⟩. Matched feedback has
+    M = N, so ω = θ; mirror feedback does not. The inner products are taken with random signs v,
+    ⟨Mv, Nv⟩: exact unless pooling windows share a winner.
 
     Attributes:
         draws: of signs.

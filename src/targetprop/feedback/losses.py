@@ -1,6 +1,6 @@
 """The feedback losses with their gradients on ω in closed form.
 
-Both losses are at most quadratic in ω, because G(t) = A_ωᵀ R(t) + b_ω is linear in it, so that two products give the gradient.
+Both are at most quadratic in ω, as G(t) = A_ωᵀ R(t) + b_ω is linear: two products give a gradient.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from targetprop.maps import sum_to_bias
 def to_input_noise(layer: Layer, trace: Trace, e: Tensor) -> Tensor:
     """u = R(F(x + ε)) − R(F(x)), the layer's response to noise as the feedback map sees it.
 
-    Mirror feedback, the paper's: a second pass of x + ε, fed back through the pool winners of *that* pass. Matched
-    feedback: the response J_F ε, with winners and gates of the clean pass frozen; this is the small-noise limit, whose
-    minimiser is J_G = J_Fᵀ.
+    Mirror feedback, the paper's: a second pass of x + ε, fed back through the pool winners of
+    *that* pass. Matched feedback: the response J_F ε, with winners and gates of the clean pass
+    frozen; this is the small-noise limit, whose minimiser is J_G = J_Fᵀ.
     """
     stage = layer.stage
     if stage.kind == "matched":
@@ -29,10 +29,11 @@ def to_input_noise(layer: Layer, trace: Trace, e: Tensor) -> Tensor:
 def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """Local difference reconstruction loss and its gradient on ω (Ernoult et al. 2022; PAPER §2a).
 
-    L = mean over the batch of −2⟨ε, G(F(x + ε)) − G(F(x))⟩ + ‖G(F(x) + η) − G(F(x))‖², sums over features.
+    L = batch mean of −2⟨ε, G(F(x + ε)) − G(F(x))⟩ + ‖G(F(x) + η) − G(F(x))‖², sums over features.
 
-    With u as in ``to_input_noise`` and v = R(F(x) + η) − R(F(x)) the gradient is 2·corr(v, A_ωᵀv) − 2·corr(u, ε) over the
-    batch size, and the loss follows from it: ⟨ω, ∂L/∂ω⟩ = −2⟨ε, A_ωᵀu⟩ + 2‖A_ωᵀv‖² needs no pass of its own. Four products.
+    With u as in ``to_input_noise`` and v = R(F(x) + η) − R(F(x)) the gradient is
+    2·corr(v, A_ωᵀv) − 2·corr(u, ε) over the batch size, and the loss follows from it:
+    ⟨ω, ∂L/∂ω⟩ = −2⟨ε, A_ωᵀu⟩ + 2‖A_ωᵀv‖² needs no pass of its own. Four products.
 
     Args:
         layer: the layer.

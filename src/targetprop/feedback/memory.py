@@ -38,9 +38,9 @@ class Memory:
         return self.wait <= 0
 
     def after(self, mismatch: float, tolerance: float, shortest: int, longest: int) -> None:
-        """Wait as short as possible where the mismatch was over tolerance, else as long as last time, or twice as long.
+        """Wait the shortest over tolerance, else as long as last time, or twice as long.
 
-        It is doubled under a quarter of the tolerance: an ω that drifts steadily is then caught soon after the tolerance.
+        Doubled under a quarter of the tolerance, it finds a steadily drifting ω soon after that.
         """
         self.mismatch = mismatch
         if self.interval == 0 or not mismatch <= tolerance:

@@ -1,15 +1,17 @@
-"""Probes of a linear map by patches: its response to noise no larger than its kernel, as plain matrix products.
+"""Probes of a linear map by patches: matrix products of noise no larger than its kernel.
 
-A convolution answers the same wherever it stands, so its response to one kernel-sized patch tells all of it: it is a dense map
-of d = k²·C_in/groups inputs, one per group. ω is learned from a = A_θ ε alone; θ itself is never read, copied or transposed.
+A convolution answers the same wherever it stands, so its response to one kernel-sized patch tells
+all of it: it is a dense map of d = k²·C_in/groups inputs, one per group. ω is learned from
+a = A_θ ε alone; θ itself is never read, copied or transposed.
 
-For signals ε of ±1 whose patterns are orthogonal, εᵀε = n·1, the correlation of residual and noise solves least squares
-exactly, without a Gram matrix and without a Cholesky factor:
+For signals ε of ±1 whose patterns are orthogonal, εᵀε = n·1, the correlation of residual and noise
+solves least squares exactly, without a Gram matrix and without a Cholesky factor:
 
     Δω = (a − A_ω ε) εᵀ/n = (A_θ − A_ω) εεᵀ/n = A_θ − A_ω
 
-Rows of a Sylvester–Hadamard matrix are such patterns; random signs of the inputs make every row a fair ±1 noise. That costs
-n ∈ [d, 2d) samples in place of the 2d samples and the 2d³ + d³/3 of a solve with Gaussian noise.
+Rows of a Sylvester–Hadamard matrix are such patterns; random signs of the inputs make every row a
+fair ±1 noise. That costs n ∈ [d, 2d) samples in place of the 2d samples and the 2d³ + d³/3 of a
+solve with Gaussian noise.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ ROWS = 1024
 """Samples of one block: bounds a probe's memory at ROWS × (d + outputs) numbers."""
 
 BLOCK = 256
-"""Rows of orthogonal noise at a time: enough for a product's speed, few beside a batch's activations."""
+"""Rows of orthogonal noise at a time: enough for speed, few beside a batch's activations."""
 
 MEASURED = 32
 """Samples that estimate a mismatch; its relative error is about √(1/(32 · outputs))."""
 
 
 class Probe(Protocol):
-    """One map at one moment, as a solver sees it: what it answers to noise, and ω as an array to move."""
+    """One map at one moment, as a solver sees it: its answer to noise and ω as an array to move."""
 
     @property
     def omega(self) -> Tensor:
@@ -56,7 +58,7 @@ class Probe(Protocol):
         ...
 
     def coefficient(self) -> Tensor:
-        """κ in E corr(A_ω ε, ε) = κ ω for a sample of white noise, shaped to divide ω; 0 for a weight without use."""
+        """κ in E corr(A_ω ε, ε) = κ ω for a white ε, shaped to divide ω; 0 for an unused weight."""
         ...
 
     def difference(self, seed: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +75,7 @@ class Probe(Protocol):
 
 
 def relative(missed: Tensor, whole: Tensor) -> Tensor:
-    """√(missed/whole) of two sums of squares, 0 where both are: a map of zero weights has nothing to match."""
+    """√(missed/whole) of sums of squares, 0 where both are: zero weights have nothing to match."""
     return (missed / whole.clamp_min(torch.finfo(whole.dtype).tiny)).sqrt()
 
 
@@ -97,16 +99,15 @@ def hadamard(order: int, like: Tensor) -> Tensor:
 
 
 def orthogonal_noise(inputs: int, seed: int, like: Tensor) -> Iterator[Tensor]:
-    """Blocks of ±1 noise (rows, inputs), n rows in all, n the power of two from ``inputs`` on, whose εᵀε is n·1."""
+    """±1 noise in blocks (rows, inputs), εᵀε = n·1, n rows in all, the power of 2 ≥ ``inputs``."""
     order = 1 << (inputs - 1).bit_length()
     base = hadamard(min(order, BLOCK), like)
     pieces = -(-inputs // len(base))
     flip = torch.nn.functional.pad(
         signs(inputs, seed, like), (0, pieces * len(base) - inputs)
     ).view(pieces, -1)
-    for row in hadamard(order // len(base), like)[
-        :, :pieces, None
-    ]:  # H_n = H_coarse ⊗ H_base, by rows of H_coarse
+    # H_n = H_coarse ⊗ H_base, by rows of H_coarse.
+    for row in hadamard(order // len(base), like)[:, :pieces, None]:
         yield (base[:, None] * (row * flip)).flatten(1)[:, :inputs]
 
 
@@ -193,7 +194,7 @@ class Field:
     omega: Tensor
 
     def noise(self, seed: int, count: int | None = None) -> Tensor:
-        """Standard normal noise (count, *shape); by default twice as many positions as a unit has weights."""
+        """Standard normal noise (count, *shape); by default two positions per weight of a unit."""
         rows = max(1, len(self.omega))
         if count is None:
             positions = max(
@@ -224,9 +225,9 @@ class Field:
         )[0]
 
     def coefficient(self) -> Tensor:
-        """c²·D: D outputs that a weight feeds, fewer where it often meets padding, and c, where the map scales its weights.
+        """c²·D: D outputs fed by a weight, fewer where it often meets padding, c the map's scale.
 
-        c (equalised learning rates, muP) is measured as what inputs of 1 send to one output through one weight.
+        c (equalised learning rates, muP) is measured: what 1s send one output through one weight.
         """
         one = self.omega.new_ones(1, *self.shape)
         outputs = torch.ones_like(self.predict(one, self.omega))
@@ -236,7 +237,7 @@ class Field:
         return reached[reached.abs().argmax()] * self.correlate(outputs, one)
 
     def difference(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Least squares by conjugate gradients on ω ↦ corr(A_ω ε, ε): no coefficient of the map is assumed."""
+        """Least squares by conjugate gradients on ω ↦ corr(A_ω ε, ε): no coefficient is assumed."""
         noise = self.noise(seed)
         response = self.respond(noise)
         residual = response - self.predict(noise, self.omega)

@@ -1,4 +1,4 @@
-"""The default way to learn ω: a layer predicts its own response to noise through ω and corrects ω by the error."""
+"""The default way to learn ω: predict a layer's response to noise by ω, correct ω by the error."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ from targetprop.seeds import mixed
 
 @dataclass(frozen=True)
 class PredictiveSolver(ProbeSolver):
-    """Measure ‖r‖/‖a‖ of a = A_θ ε and r = a − A_ω ε, and where it is over ``tolerance`` move ω until r vanishes.
+    """Measure ‖r‖/‖a‖ of a = A_θ ε, r = a − A_ω ε; over ``tolerance``, move ω until r vanishes.
 
-    The small-noise limit of L-DRL is ‖J_G − J_Fᵀ‖²_F up to a constant (Ernoult et al. 2022). Matched feedback has S′ᵀ exact in
-    J_G = A_ωᵀS′ᵀ, so ‖A_ω − A_θ‖²_F = E‖r‖² is left, and ‖r‖/‖a‖ *is* the mismatch ‖A_ω − A_θ‖_F/‖A_θ‖_F. The probe's noise
-    makes its minimum an exact solve (``targetprop.feedback.patches``). A pre-activation responds linearly to ε: no small-noise
-    limit is needed, and units that lose in pooling or are silent count. θ is not read: all that comes of it is a.
+    The small-noise limit of L-DRL is ‖J_G − J_Fᵀ‖²_F up to a constant (Ernoult et al. 2022).
+    Matched feedback has S′ᵀ exact in J_G = A_ωᵀS′ᵀ, so ‖A_ω − A_θ‖²_F = E‖r‖² is left, and ‖r‖/‖a‖
+    *is* the mismatch ‖A_ω − A_θ‖_F/‖A_θ‖_F. The probe's noise makes its minimum an exact solve
+    (``targetprop.feedback.patches``). A pre-activation responds linearly to ε: no small-noise limit
+    is needed, and units that lose in pooling or are silent count. θ itself is not read, only a.
 
-    With ``tracking`` the algorithm gives ω and θ the same local increments through the user's optimizer (Kolen–Pollack;
-    Akrout et al. 2019): the mismatch that probes have removed stays removed, and probes are needed every ``probe_every``
-    batches and then ever more rarely, the layers in turn, or while the last mismatch was over ``tolerance``.
+    With ``tracking`` the algorithm gives ω and θ the same local increments through the user's
+    optimizer (Kolen–Pollack; Akrout et al. 2019): the mismatch that probes have removed stays
+    removed, and probes are needed every ``probe_every`` batches and then ever more rarely, the
+    layers in turn, or while the last mismatch was over ``tolerance``.
 
     Attributes:
-        tolerance: the relative mismatch to keep; None for 0.01 with tracking, which holds it for nothing, and 0.02 without.
+        tolerance: the relative mismatch to keep; None for 0.01 with tracking, which holds it for
+            nothing, and 0.02 without.
         tracking: give ω the increments of θ.
-        probe_every: batches between the first probes of a layer under tolerance; 1 without tracking.
-        probe_every_at_most: up to which that interval doubles from probe to probe while the layer stays under tolerance.
+        probe_every: batches between a layer's first probes under tolerance; 1 without tracking.
+        probe_every_at_most: up to which that interval doubles from probe to probe while the layer
+            stays under tolerance.
 
     """
 
@@ -40,7 +44,8 @@ class PredictiveSolver(ProbeSolver):
         Row(
             "LDRL(net)",
             carries="difference-corrected target",
-            feedback="predicts the layer's response to noise through ω; ω gets the increments of θ (tracking)",
+            feedback="predicts the layer's response to noise through ω; "
+            "ω gets the increments of θ (tracking)",
             local="yes",
             transport="no",
             symmetric="yes: ω both ways, shared increments",

@@ -27,10 +27,10 @@ def momentum_step(
 
 @dataclass(frozen=True)
 class SGDSolver(Solver):
-    """K sequential iterations a batch on the L-DRL loss, fresh noise each (Ernoult et al. 2022; PAPER §2a).
+    """K sequential L-DRL iterations a batch, fresh noise each (Ernoult et al. 2022; PAPER §2a).
 
-    Momentum persists across iterations and batches; no weight decay, no schedule. A setting is one number for every layer
-    with feedback, or a sequence with one entry per such layer from input to output.
+    Momentum persists across iterations and batches; no weight decay, no schedule. A setting is one
+    number for every layer with feedback, or a sequence of one for each, from input to output.
 
     Attributes:
         noise: σ, standard deviation of ε and η.

@@ -1,4 +1,4 @@
-"""What a feedback solver is: hyper-parameters, and one method that moves ω of one layer by local signals."""
+"""What a feedback solver is: settings, and one method that moves a layer's ω by local signals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FeedbackReport:
 
 
 class Solver(ABC):
-    """A feedback solver: frozen hyper-parameters; what it must remember of a layer lives in the caller's ``memory``.
+    """A feedback solver: frozen hyper-parameters; what it remembers is in the caller's ``memory``.
 
     Attributes:
         tracking: whether ω receives the increments of θ as well.
@@ -59,7 +59,7 @@ class Solver(ABC):
         """Move ``layer.omega`` in place.
 
         Args:
-            index: the layer's place among those with feedback, from input to output; picks per-layer settings.
+            index: the layer's place among those with feedback, input to output; picks its settings.
             layer: the layer, its forward weights fixed.
             trace: the layer's clean pass of the batch.
             memory: this layer's, between calls.
@@ -72,13 +72,13 @@ class Solver(ABC):
 class ProbeSolver(Solver):
     """A solver that sees of a layer only how its linear map answers to noise.
 
-    It serves any module (``targetprop.attach``) and the layers of ``targetprop.pair`` alike, and takes no batch: peers probe
-    with the same noise and find the same ω.
+    It serves any module (``targetprop.attach``) and the layers of ``targetprop.pair`` alike, and
+    takes no batch: peers probe with the same noise and find the same ω.
     """
 
     @abstractmethod
     def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor | None:
-        """The new ω of a map whose probe is due, or None to keep it; counts its probes in ``memory``.
+        """The new ω of a map whose probe is due, None to keep it; counts its probes in ``memory``.
 
         Args:
             probe: the map and its ω as they are now.
@@ -118,7 +118,7 @@ class ProbeSolver(Solver):
 
 
 def probe_of(layer: Layer, trace: Trace) -> Probe:
-    """The linear map of a layer of ``targetprop.pair`` as a solver sees it, in the format of its weights."""
+    """The linear map of a ``targetprop.pair`` layer as a solver sees it, in its weights' format."""
     linear = layer.map.inner if isinstance(layer.map, Reduced) else layer.map
     theta, omega = layer.theta.detach(), layer.omega.detach()
     if not isinstance(linear, (DenseMap, Conv2dMap)):
@@ -128,13 +128,14 @@ def probe_of(layer: Layer, trace: Trace) -> Probe:
 
 
 def per_layer(value: PerLayer, index: int, name: str) -> float:
-    """The setting of layer ``index``: a number counts for every layer, a sequence holds one per layer with feedback."""
+    """Layer ``index``'s setting: a number for all, or a sequence, one per layer with feedback."""
     if isinstance(value, (int, float)):
         return value
     if index >= len(value):
         raise ValueError(
-            f"solver setting {name}={list(value)} has {len(value)} entries, but the network has at least {index + 1} "
-            f"layers with feedback; give one entry per such layer, or a single number."
+            f"solver setting {name}={list(value)} has {len(value)} entries, but the network has at "
+            f"least {index + 1} layers with feedback; give one entry per such "
+            "layer, or a single number."
         )
     return value[index]
 
@@ -142,9 +143,9 @@ def per_layer(value: PerLayer, index: int, name: str) -> float:
 def noise_like(
     x: Tensor, generator: Generator, count: int | None = None, peers: Group = ALONE
 ) -> Tensor:
-    """Standard normal noise shaped like x and laid out like it, or like this process's part of ``count`` samples of it.
+    """Standard normal noise with x's shape and layout, or this process's part of ``count`` samples.
 
-    Every process draws the noise of all peers, so that results and the generator's state do not depend on their number.
+    Each process draws all peers' noise: neither results nor the generator depend on their number.
     """
     count = len(x) * peers.size if count is None else count
     mine, shape = peers.part(count), (count, *x.shape[1:])

@@ -15,7 +15,7 @@ from targetprop.ranks import ALONE, Group
 
 @dataclass(frozen=True)
 class Symmetric(Solver):
-    """Sets ω to θᵀ (weight transport): what L-DRL would learn at its best, not a way to learn it."""
+    """Sets ω to θᵀ (weight transport): what L-DRL would learn at best, not a way to learn it."""
 
     rows = (
         Row(

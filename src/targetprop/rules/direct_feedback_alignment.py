@@ -12,10 +12,11 @@ from targetprop.rules.rule import Rule
 
 @dataclass(frozen=True)
 class DirectFeedbackAlignment(Rule):
-    """Direct feedback alignment (Nøkland 2016): the input of every map gets ωᵀ ∂ℓ/∂sᴺ, ω random and fixed.
+    """Direct feedback alignment (Nøkland 2016): each map's input gets ωᵀ ∂ℓ/∂sᴺ, ω random, fixed.
 
-    sᴺ is the output of the last map that the example inputs reach. Where a map's input has the output's leading dimensions
-    (batch × positions, as in a language model) every position gets its own error; elsewhere a sample gets its whole error.
+    sᴺ is the output of the last map that the example inputs reach. Where a map's input has the
+    output's leading dimensions (batch × positions, as in a language model) every position gets its
+    own error; elsewhere a sample gets its whole error.
     """
 
     rows = (
@@ -37,6 +38,6 @@ class DirectFeedbackAlignment(Rule):
     direct = True
 
     def initial(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
-        """(errors, inputs) uniform within ±1/√errors, so that a signal is as large as the error it carries."""
+        """(errors, inputs), uniform within ±1/√errors: a signal is as large as its error."""
         errors, inputs = shape
         return super().initial((inputs, errors), generator).T.contiguous()

@@ -10,9 +10,9 @@ from targetprop.rules.rule import Rule
 
 @dataclass(frozen=True)
 class KolenPollack(Rule):
-    """Kolen–Pollack (Akrout et al. 2019): ω gets the increments of θ, and the same weight decay shrinks ω − θ.
+    """Kolen–Pollack (Akrout et al. 2019): ω gets θ's increments, and equal decay shrinks ω − θ.
 
-    Both come from the user's optimizer: it needs a weight decay λ > 0, and ω − θ shrinks by 1 − lr·λ a step.
+    The user's optimizer makes both: it needs weight decay λ > 0; a step shrinks ω − θ by 1 − lr·λ.
     """
 
     rows = (

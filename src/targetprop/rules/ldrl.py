@@ -11,11 +11,11 @@ from targetprop.rules.rule import Rule
 
 @dataclass(frozen=True)
 class LDRL(Rule):
-    """Difference target propagation with L-DRL feedback (Ernoult et al. 2022), at an infinitesimal nudge.
+    """Difference target propagation by L-DRL (Ernoult et al. 2022) at an infinitesimal nudge.
 
-    B = ω, which learns from each map's own response to noise. With matched feedback activations the difference targets
-    satisfy (tⁿ − sⁿ)/β → −A_ωᵀ e as β → 0, which is what travels here. ``solver``: ``"predictive"`` (the default),
-    ``"correlation"``, ``"coupled"`` or ``"fixed"``.
+    B = ω, which learns from each map's own response to noise. With matched feedback activations the
+    difference targets satisfy (tⁿ − sⁿ)/β → −A_ωᵀ e as β → 0, which is what travels here.
+    ``solver``: ``"predictive"`` (the default), ``"correlation"``, ``"coupled"`` or ``"fixed"``.
     """
 
     name = "ldrl"

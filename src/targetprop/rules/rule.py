@@ -44,7 +44,7 @@ class Rule:
         return Fixed()
 
     def initial(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
-        """ω at first, (groups, outputs, d): uniform within ±1/√d, as torch draws a layer's weights."""
+        """ω at first, (groups, outputs, d): uniform within ±1/√d, as torch draws weights."""
         return torch.rand(shape, generator=generator).mul_(2).sub_(1) / shape[-1] ** 0.5
 
     def redrawn(self, omega: Tensor, generator: Generator) -> Tensor | None:

@@ -14,13 +14,14 @@ from targetprop.rules.rule import Rule
 
 @dataclass(frozen=True)
 class SignSymmetry(Rule):
-    """Sign symmetry (Liao et al. 2016): B = |ω| ⊙ sign(θ). Signs of θ are transported, sizes are not.
+    """Sign symmetry (Liao et al. 2016): B = |ω| ⊙ sign(θ). Signs of θ are transported, sizes not.
 
     Attributes:
-        variant: ``"uSF"``, one size for all weights of a map (Xiao et al. 2018; Moskovitz et al. 2018 on its scale: here
-            the standard deviation of torch's initial weights); ``"frSF"``, random sizes, fixed; ``"brSF"``, random sizes,
-            drawn anew for every batch (by ``Feedback.step``, which ``Feedback.follow`` calls). Bartunov et al. (2018)
-            compare it on larger images.
+        variant: ``"uSF"``, one size for all weights of a map (Xiao et al. 2018; Moskovitz et al.
+            2018 on its scale: here the standard deviation of torch's initial weights); ``"frSF"``,
+            random sizes, fixed; ``"brSF"``, random sizes, drawn anew for every batch (by
+            ``Feedback.step``, which ``Feedback.follow`` calls). Bartunov et al. (2018) compare it
+            on larger images.
 
     """
 

@@ -12,7 +12,7 @@ from targetprop.rules.rule import Rule
 
 @dataclass(frozen=True)
 class WeightMirror(Rule):
-    """Weight mirrors (Akrout et al. 2019): B = ω, the running correlation of noise with the layer's response to it."""
+    """Weight mirrors (Akrout et al. 2019): B = ω, the running correlation of noise and response."""
 
     rows = (
         Row(
