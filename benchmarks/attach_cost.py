@@ -43,5 +43,6 @@ for name in args.networks:
     plain, attached = (1000 * statistics.median(found) for found in times)
     how = "compiled" if args.compiled else "eager"
     print(
-        f"{name}, {how}: plain {plain:.1f} ms, attach {attached:.1f} ms, ratio of medians {attached / plain:.3f}"
+        f"{name}, {how}: plain {plain:.1f} ms, attach {attached:.1f} ms, "
+        f"ratio of medians {attached / plain:.3f}"
     )

@@ -1,4 +1,4 @@
-"""The time and memory of training steps at two commits, turn by turn, each contender of each in a process of its own.
+"""Time and memory of training steps at two commits, in turn, a process for each contender of each.
 
 git worktree add /tmp/before COMMIT
 python benchmarks/commits.py /tmp/before/src simple_vgg backprop ldrl untracked paper --steps 12
@@ -24,7 +24,7 @@ args = parser.parse_args()
 
 
 def serve() -> None:
-    """Take a step whenever asked; answer with its seconds and the peak of resident memory in MiB."""
+    """Take a step whenever asked; answer with its seconds and the peak resident memory in MiB."""
     import torch
 
     try:
@@ -93,7 +93,8 @@ def main() -> None:
         )
         print(f"now {median[now]:.1f} ms, {memory[now]:.0f} MiB;", end=" ")
         print(
-            f"now/before {median[now] / median[was]:.3f}; now/{args.contenders[0]} {median[now] / first:.3f}"
+            f"now/before {median[now] / median[was]:.3f}; "
+            f"now/{args.contenders[0]} {median[now] / first:.3f}"
         )
 
 

@@ -1,7 +1,8 @@
-"""Time of a step in one process and in several, in turn, and what the same layers would take on more.
+"""Time of a step in one process and in several, in turn; what the same layers would take on more.
 
-Every process is held to one core and one thread; rank 0 alone, and all together along the samples or along the layers, take
-turns. From the layers' times in one process and a stated network, the last table computes larger worlds.
+Every process is held to one core and one thread; rank 0 alone, and all together along the samples
+or along the layers, take turns. From the layers' times in one process and a stated network, the
+last table computes larger worlds.
 
     torchrun --nproc-per-node 2 benchmarks/parallel.py --network simple_vgg --solver paper
 """
@@ -75,7 +76,7 @@ def layer_seconds(algo, x, rounds):
 
 
 def computed(step, seconds, iterations, algo, data, layers, bandwidth, latency):
-    """Seconds of a step on data × layers processes: work divided, exchanges added (ring all-reduces, broadcasts)."""
+    """Seconds of a step on data × layers processes: work divided, time of exchanges added."""
     weights = {
         name: algo.net.layers[algo.net.names.index(name)].omega.numel() * 4 for name in seconds
     }
@@ -154,8 +155,11 @@ def report(args, spent, seconds, iterations, algo):
         middle = statistics.median(values)
         low, high = min(values), max(values)
         rows.append([name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{one / middle:.2f}"])
-    print(f"{args.network} {args.channels}, {args.solver}, batch {args.batch_size}, {args.turns} turns of {args.steps} steps; "
-          f"commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}, {processor()}\n")  # fmt: skip
+    print(
+        f"{args.network} {args.channels}, {args.solver}, batch {args.batch_size}, "
+        f"{args.turns} turns of {args.steps} steps; commit {commit()}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {processor()}\n"
+    )
     print(markdown(["processes", "s a step, median", "range", "speed-up"], rows))
     rest = one - sum(seconds.values())
     layers = [[name, f"{seconds[name]:.3f}", f"{iterations[name]:g}"] for name in seconds]

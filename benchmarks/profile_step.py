@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by torch's operators: backprop, L-DRL between probes, L-DRL when every layer is probed.
+"""A step's time by torch's operators: backprop, L-DRL between probes, L-DRL when all are probed.
 
 python benchmarks/profile_step.py [NETWORK] [BATCH]
 """

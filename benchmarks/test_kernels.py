@@ -1,4 +1,4 @@
-"""The operators that a step consists of, at the sizes of simple_vgg's second block; tracked by pytest-benchmark."""
+"""The operators of a step, at the sizes of simple_vgg's second block, for pytest-benchmark."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The paper's solver against its plain autograd transcription at the paper's sizes: same gradient, less time."""
+"""The paper's solver against its autograd transcription at its sizes: same gradient, less time."""
 
 import statistics
 import time
@@ -26,7 +26,7 @@ def ours(layer, trace, e, h):
 
 
 def test_paper_solver_is_faster_than_its_transcription():
-    """Layer by layer, interleaved; the total weighs each layer by the paper's K. The transcription keeps torch's layout."""
+    """Layer by layer, weighed by the paper's K, in turn; the transcription keeps torch's layout."""
     settings = config.load("cifar10-vgg-ldrl-paper").sgd
     torch.manual_seed(0)
     net = tp.networks.simple_vgg((3, 32, 32), 10, feedback="mirror")
@@ -57,9 +57,8 @@ def test_paper_solver_is_faster_than_its_transcription():
             )
             times["transcription"].append(seconds)
             torch.testing.assert_close(loss, expected, atol=1e-2, rtol=1e-3)
-            assert (
-                tp.analysis.distance(reference, gradient) < 2e-2
-            )  # rounding tips near ties in pooling; tests: 1e-10
+            # rounding tips near ties in pooling; tests: 1e-10
+            assert tp.analysis.distance(reference, gradient) < 2e-2
         medians = {key: statistics.median(value) for key, value in times.items()}
         for key, value in medians.items():
             total[key] += settings.iterations[i] * value
@@ -68,8 +67,8 @@ def test_paper_solver_is_faster_than_its_transcription():
         print(f"{name}: {milliseconds}, ×{ratio:.2f}")
     ratio = total["transcription"] / total["ours"]
     print(
-        f"with the paper's K: ours {total['ours']:.2f} s, transcription {total['transcription']:.2f} s, ×{ratio:.2f}"
+        f"with the paper's K: ours {total['ours']:.2f} s, "
+        f"transcription {total['transcription']:.2f} s, ×{ratio:.2f}"
     )
-    assert (
-        ratio > 2
-    )  # four products an iteration against seven, and faster weight gradients of small images
+    # four products an iteration against seven, and faster weight gradients of small images
+    assert ratio > 2

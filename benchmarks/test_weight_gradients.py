@@ -1,4 +1,4 @@
-"""Weight gradients of wide layers on images of a few pixels: one matrix product a kernel tap against torch's own."""
+"""Weight gradients of wide layers on tiny images: a matrix product a kernel tap against torch's."""
 
 import statistics
 import time

@@ -105,7 +105,7 @@ TOPOLOGIES = {
     "transformer": lambda: models.ViT(True),
 }
 PLACES = [(rule, net) for rule in CARRIED for net in TOPOLOGIES]
-"""Every rule and solver that autograd carries, on a chain, a residual network with batch normalisation and a transformer."""
+"""Every rule and solver of autograd, on a chain, a normalised residual network, a transformer."""
 
 
 def carried(rule, net, dtype=torch.float32):

@@ -1,4 +1,4 @@
-"""Small models of every family that a researcher trains, for the tests of ``attach``: (model, inputs, loss of the output)."""
+"""Small models of every family that one trains, to test ``attach``: (model, inputs, loss)."""
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +63,9 @@ class ResNet(nn.Module):
 
 def vgg():
     return nn.Sequential(
-        conv_bn(3, 6), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout2d(0.2), conv_bn(6, 8), nn.ReLU(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Dropout(0.3), nn.Linear(32, 9), nn.Tanh(), nn.Linear(9, CLASSES),
+        conv_bn(3, 6), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout2d(0.2), conv_bn(6, 8), nn.ReLU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(32, 9), nn.Tanh(),
+        nn.Linear(9, CLASSES),
     )  # fmt: skip
 
 
@@ -221,16 +222,17 @@ class RNN(nn.Module):
 
 def conv1d():
     return nn.Sequential(
-        nn.Conv1d(4, 6, 3, padding=2, dilation=2, padding_mode="replicate"), nn.GroupNorm(2, 6), nn.SiLU(),
-        nn.ConvTranspose1d(6, 5, 4, 2, 1), nn.InstanceNorm1d(5, affine=True), nn.GELU(), nn.AdaptiveAvgPool1d(2), nn.Flatten(),
-        nn.Linear(10, CLASSES),
+        nn.Conv1d(4, 6, 3, padding=2, dilation=2, padding_mode="replicate"), nn.GroupNorm(2, 6),
+        nn.SiLU(), nn.ConvTranspose1d(6, 5, 4, 2, 1), nn.InstanceNorm1d(5, affine=True), nn.GELU(),
+        nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(10, CLASSES),
     )  # fmt: skip
 
 
 def conv3d():
     return nn.Sequential(
-        nn.Conv3d(2, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Softplus(), nn.ConvTranspose3d(4, 3, 2, 2), nn.RMSNorm(4),
-        nn.Conv3d(3, 3, 2, 2, groups=3), nn.Flatten(), nn.Linear(24, CLASSES),
+        nn.Conv3d(2, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Softplus(),
+        nn.ConvTranspose3d(4, 3, 2, 2), nn.RMSNorm(4), nn.Conv3d(3, 3, 2, 2, groups=3),
+        nn.Flatten(), nn.Linear(24, CLASSES),
     )  # fmt: skip
 
 
@@ -379,7 +381,7 @@ def make(name, dtype=torch.float64):
 
 
 def wrong(name, dtype=torch.float64, **settings):
-    """A model whose ω have nothing to do with θ, without dropout, so that every pass is the same."""
+    """A model whose ω have nothing to do with θ, without dropout: every pass is the same."""
     model, x, loss = make(name, dtype)
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
@@ -395,7 +397,7 @@ def collected(model):
 
 
 def distance(found, wanted):
-    """The largest relative distance of any parameter's gradient, gradients that are 0 but for rounding aside."""
+    """The largest relative distance of a parameter's gradient, those 0 but for rounding aside."""
     assert found.keys() == wanted.keys()
     floor = 1e-3 * max(value.norm() for value in wanted.values())
     return max(

@@ -387,7 +387,7 @@ def collected_after(model, x, loss):
 
 @pytest.mark.parametrize("name", ["vit_attention", "vit_encoder", "vgg", "mixer"])
 def test_direct_feedback_alignment_brings_every_sample_its_own_error(name):
-    """A batch's gradient is the mean of its samples': nothing of one sample's error reaches another."""
+    """A batch's gradient is the mean of its samples': no sample's error reaches another."""
     model, x, _ = models.make(name)
     tp.attach(model, x, rule="direct_feedback_alignment")
     model.eval()  # no dropout, fixed statistics
@@ -802,7 +802,8 @@ def test_an_attached_model_is_refused_another_rule():
         (dict(rule="ldlr"), "unknown rule 'ldlr'; did you mean 'ldrl'"),
         (
             dict(solver="sgd"),
-            "unknown solver 'sgd' of attached maps; known are correlation, coupled, fixed, predictive",
+            "unknown solver 'sgd' of attached maps; "
+            "known are correlation, coupled, fixed, predictive",
         ),
         (dict(solver=tp.feedback.SGDSolver()), "SGDSolver needs a layer's noisy pass"),
         (dict(rule="feedback_alignment", solver="predictive"), "does not learn ω"),
@@ -855,7 +856,8 @@ def test_importing_the_library_loads_torch_and_the_standard_library_alone():
     code = (
         "import sys, torch; before = set(sys.modules); import targetprop; "
         "new = {name.split('.')[0] for name in set(sys.modules) - before}; "
-        "print(*sorted(new - {name.split('.')[0] for name in before} - set(sys.stdlib_module_names)))"
+        "print(*sorted(new - {name.split('.')[0] for name in before} "
+        "- set(sys.stdlib_module_names)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["targetprop"]

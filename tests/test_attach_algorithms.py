@@ -124,9 +124,8 @@ def test_attaching_a_paired_network_uses_the_feedback_of_its_layers():
     assert all(torch.equal(omega, value) for omega, value in zip(omegas, values, strict=True))
     attached = [p.grad.clone() for p in net.forward_parameters()]
     net.zero_grad()
-    algorithms.LDRL(net, beta=1e-6, solver=Fixed()).backward(
-        x, y
-    )  # the other engine, with the same ω
+    # the other engine, with the same ω
+    algorithms.LDRL(net, beta=1e-6, solver=Fixed()).backward(x, y)
     explicit = [p.grad for p in net.forward_parameters()]
     assert distance(dict(enumerate(explicit)), dict(enumerate(attached))) < 1e-5
 
@@ -168,11 +167,11 @@ def test_data_parallel_wrappers_get_one_sentence():
 
 @pytest.mark.parametrize("random", [False, True])
 def test_both_engines_agree_as_the_nudge_vanishes(random):
-    """Explicit targets at β = 1e-6 and the attached engine at β → 0, with the same ω: float64, smooth units."""
+    """Explicit targets at β = 1e-6, the attached engine at β → 0, one ω: float64, smooth units."""
     torch.manual_seed(0)
     plain = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(4, 5, 3, 2, 1), nn.Sigmoid(), nn.Flatten(),
-        nn.Linear(45, 7), nn.GELU(), nn.Linear(7, 5),
+        nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(4, 5, 3, 2, 1),
+        nn.Sigmoid(), nn.Flatten(), nn.Linear(45, 7), nn.GELU(), nn.Linear(7, 5),
     ).double()  # fmt: skip
     x, y = torch.randn(6, 2, 12, 12, dtype=torch.float64), torch.randint(5, (6,))
     net = tp.pair(copy.deepcopy(plain)).double()
@@ -217,9 +216,8 @@ def test_alignment_of_an_attached_model():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert found.keys() == {name for name, p in model.named_parameters() if "feedback" not in name}
-    seen = {
-        name: entry for name, entry in found.items() if "in_proj_bias" not in name
-    }  # a key's bias has no gradient
+    # a key's bias has no gradient
+    seen = {name: entry for name, entry in found.items() if "in_proj_bias" not in name}
     assert max(entry.update_angle for entry in seen.values()) < 0.1
     assert found["head.weight"].mismatch < 1e-4
     assert found["stem.bias"].mismatch is None
@@ -306,9 +304,8 @@ def test_an_attached_model_keeps_its_handle_and_its_feedback():
         algorithms.FeedbackAlignment(model)
     copied = copy.deepcopy(model)
     assert algorithms.LDRL(copied).feedback is not feedback
-    assert (
-        list(copied.state_dict()) == keys
-    )  # the map that reads data got no feedback by being adopted
+    # the map that reads data got no feedback by being adopted
+    assert list(copied.state_dict()) == keys
 
 
 @pytest.mark.parametrize("solver", ["predictive", "coupled"])
@@ -319,9 +316,8 @@ def test_without_follow_backward_probes(solver):
     start = max(algo.feedback.mismatch().values())
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=0.01)
     steps(algo, optimizer, x, torch.arange(len(x)) % models.CLASSES, 60)
-    assert max(algo.feedback.mismatch().values()) < max(
-        0.2, 1.5 * start
-    )  # 0.75 where nothing learns
+    # 0.75 where nothing learns
+    assert max(algo.feedback.mismatch().values()) < max(0.2, 1.5 * start)
 
 
 def test_a_map_that_reads_data_gets_no_feedback_by_example_inputs():
@@ -360,7 +356,7 @@ def test_foreign_state_and_layer_ranks_are_refused():
 
 
 def test_kolen_pollack_without_follow_is_told_of():
-    """Nothing but tracking could teach it, so probing in ``backward`` would hide that it learns nothing."""
+    """Nothing but tracking could teach it: probing in ``backward`` would hide that it does not."""
     model, x, _ = models.make("resnet_basic", torch.float32)
     algo = algorithms.KolenPollack(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, weight_decay=0.01)

@@ -1,4 +1,4 @@
-"""Never a fallback: with ω set wrong on purpose, every way of running a model gives the same wrong gradient."""
+"""Never a fallback: with ω wrong on purpose, every way to run a model gives that wrong gradient."""
 
 import copy
 import io
@@ -63,9 +63,8 @@ def test_checkpointing(case, reentrant):
     model, x, loss, _, wanted = case
 
     def run(x):
-        stand_in = torch.zeros(
-            (), dtype=torch.float64, requires_grad=True
-        )  # reentrant checkpoints need an input with gradient
+        # reentrant checkpoints need an input with gradient
+        stand_in = torch.zeros((), dtype=torch.float64, requires_grad=True)
         return checkpoint(
             lambda x, _: getattr(out := model(x), "logits", out),
             x,
@@ -257,7 +256,7 @@ def test_two_processes_learn_feedback(wrapper):
 
 
 def drawn_apart(name, wrapper):
-    """One of two processes that each drew θ and ω for itself: DDP hands out one θ, and every ω must come to be of that one."""
+    """Of two processes with θ and ω of their own: DDP hands out one θ, every ω must become its."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", timeout=timedelta(seconds=20))
@@ -322,8 +321,8 @@ def test_lightning():
         warnings.simplefilter("ignore")
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=len(x))
         lightning.Trainer(
-            max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False,
+            max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
         ).fit(Task(), loader)  # fmt: skip
     assert distance(recorder.seen, wanted) < 1e-5
 
@@ -331,9 +330,8 @@ def test_lightning():
 def test_lightning_tracks_through_its_closure():
     lightning = pytest.importorskip("lightning")
     model, x, loss = models.make("vit_attention", torch.float32)
-    feedback = tp.attach(
-        model, solver=tp.feedback.PredictiveSolver(tolerance=10.0)
-    )  # no probe corrects anything
+    # no probe corrects anything
+    feedback = tp.attach(model, solver=tp.feedback.PredictiveSolver(tolerance=10.0))
 
     class Task(lightning.LightningModule):
         def __init__(self):
@@ -353,8 +351,8 @@ def test_lightning_tracks_through_its_closure():
         warnings.simplefilter("ignore")
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=2)
         lightning.Trainer(
-            max_steps=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, gradient_clip_val=0.5,
+            max_steps=12, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=0.5,
         ).fit(Task(), loader)  # fmt: skip
     assert max(feedback.mismatch().values()) < 1e-4
 
@@ -369,8 +367,9 @@ def test_hugging_face_trainer(tmp_path):
     model.zero_grad()
     recorder = Recorder(model)
     arguments = transformers.TrainingArguments(
-        str(tmp_path), max_steps=1, per_device_train_batch_size=len(x), report_to=[], save_strategy="no", max_grad_norm=0.0,
-        use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+        str(tmp_path), max_steps=1, per_device_train_batch_size=len(x), report_to=[],
+        save_strategy="no", max_grad_norm=0.0, use_cpu=True, disable_tqdm=True,
+        remove_unused_columns=False,
     )  # fmt: skip
     data = [{"input_ids": row, "labels": row} for row in x]
     feedback.follow(recorder)
@@ -380,9 +379,8 @@ def test_hugging_face_trainer(tmp_path):
         transformers.Trainer(
             model, arguments, train_dataset=data, optimizers=(recorder, schedule)
         ).train()
-    scale = (
-        recorder.seen["transformer.wte.weight"].norm() / wanted["transformer.wte.weight"].norm()
-    )  # its mean counts tokens otherwise
+    # the trainer's mean counts tokens otherwise
+    scale = recorder.seen["transformer.wte.weight"].norm() / wanted["transformer.wte.weight"].norm()
     assert distance({key: value / scale for key, value in recorder.seen.items()}, wanted) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""What attach must keep through copies, checkpoints, late optimizers and odd ways to run a model: found by reading it."""
+"""What attach must keep through copies, checkpoints, late optimizers, odd ways to run a model."""
 
 import copy
 import pickle
@@ -571,9 +571,8 @@ def test_the_mismatch_of_a_registered_map_is_that_of_what_it_computes():
         feedback = tp.attach(
             nn.Sequential(nn.Linear(8, 8), nn.Tanh(), Lower(8, 8)), torch.randn(2, 8)
         )
-        assert (
-            feedback.sites[0].omega.sub(feedback.sites[0].theta).norm() > 0.1
-        )  # above the diagonal nothing can be learned
+        # above the diagonal nothing can be learned
+        assert feedback.sites[0].omega.sub(feedback.sites[0].theta).norm() > 0.1
         assert feedback.mismatch()["2"] < 0.01
     finally:
         del tp.maps.MAPS[Lower]

@@ -1,4 +1,4 @@
-"""Attached models compute backpropagation's gradients exactly where ω = θ: float64, training mode, against autograd."""
+"""Attached models have backpropagation's exact gradients where ω = θ: float64, training mode."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import targetprop as tp
 
 
 def gradients(model, x, loss):
-    """Output and gradients of the loss in the input, where it is real, and all parameters; with a seed of its own."""
+    """Output and gradients of the loss, in a real input and all parameters; with its own seed."""
     torch.manual_seed(1)
     model.zero_grad()
     x = x.clone().requires_grad_(x.is_floating_point())
@@ -31,7 +31,8 @@ def test_the_symmetric_rule_is_backpropagation(name, gains):
     torch.testing.assert_close(found_value, value, rtol=1e-12, atol=1e-12)
     assert found.keys() == wanted.keys()
     largest = max(value.norm() for value in wanted.values())
-    for key in wanted:  # the floor is for gradients that are 0 but for rounding, as of a bias before a normalisation
+    # the floor is for gradients that are 0 but for rounding, as of a bias before a normalisation
+    for key in wanted:
         assert (found[key] - wanted[key]).norm() <= 1e-12 * wanted[key].norm().clamp_min(
             1e-3 * largest
         ), key

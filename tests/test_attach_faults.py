@@ -1,4 +1,4 @@
-"""Ways of running an attached model that once fell back on θᵀ, or forgot its feedback, without a word."""
+"""Ways to run an attached model that once fell back on θᵀ or forgot its feedback without a word."""
 
 import copy
 import pickle

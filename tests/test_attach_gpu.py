@@ -1,4 +1,4 @@
-"""What the tests of ``attach`` hold on a CPU holds on a GPU; skipped, with the reason, where there is none."""
+"""What the tests of ``attach`` hold on a CPU holds on a GPU; skipped, with the reason, without."""
 
 import pytest
 import torch
@@ -35,14 +35,8 @@ def test_the_symmetric_rule_is_backpropagation(name, gains):
     wanted = gradients(reference, x, loss)
     model, x, loss = on_gpu(name)
     tp.attach(model, rule="symmetric", gains=gains, strict=True)
-    dropout = name in (
-        "vgg",
-        "vit_attention",
-        "vit_encoder",
-        "gpt2",
-        "bert",
-        "hf_vit",
-    )  # kernels draw their own masks
+    # kernels draw their own masks
+    dropout = name in ("vgg", "vit_attention", "vit_encoder", "gpt2", "bert", "hf_vit")
     for module in [*model.modules(), *reference.modules()] if dropout else []:
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
@@ -62,7 +56,7 @@ def test_every_map_learns_from_noise(name):
 
 
 def far(found, wanted):
-    """The relative distance of all gradients as one vector: short formats round each small one by far more."""
+    """Relative distance of all gradients as one vector: short formats round small ones by more."""
     missed = sum((found[key].to(value) - value).square().sum() for key, value in wanted.items())
     return float((missed / sum(value.square().sum() for value in wanted.values())).sqrt())
 
@@ -103,9 +97,8 @@ def test_wrong_feedback_is_wrong_on_every_way(name):
                     return model(x)
 
             with feedback.exact():
-                error = far(
-                    gradients(model, x, loss, run), backprop
-                )  # what the precision costs backprop itself
+                # what the precision costs backprop itself
+                error = far(gradients(model, x, loss, run), backprop)
             assert far(gradients(model, x, loss, run), wanted) < 0.02 + 2 * error
         scaler = torch.amp.GradScaler("cuda", init_scale=256.0)
         optimizer = torch.optim.SGD(model.parameters(), 1.0)

@@ -94,7 +94,7 @@ def test_state_dict_round_trip_continues_bit_for_bit(case):
 
 @every
 def test_no_hidden_state_between_instances_or_calls(case):
-    """Work on one network leaves another's results as they were, and a batch's pass is not remembered for the next."""
+    """Work on one network leaves another's results alone; a pass is not remembered for the next."""
     net, x, y = make("lenet")
     alone = CASES[case](net)
     alone.backward(x, y)
@@ -158,7 +158,8 @@ def test_output_layer_gradient_is_exact_for_every_loss(case, loss):
 @every
 def test_trains(case):
     net, x, y = make("mlp", activation="tanh")
-    # without difference correction the reconstruction error over β must be small: a large β, a well-trained auto-encoder
+    # without difference correction the reconstruction error over β must be small: a large β, a
+    # well-trained auto-encoder
     careful = dict(beta=1.0, solver=tp.feedback.ReconstructionSolver(lr=0.02, iterations=5))
     algo = CASES[case](net, **(careful if case == "targetprop" else {}))
     opt = torch.optim.SGD(net.parameters(), 0.1)

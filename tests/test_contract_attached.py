@@ -1,4 +1,4 @@
-"""The contract of ``test_contract``, of every rule and solver that autograd carries, on three kinds of plain modules."""
+"""The contract of ``test_contract`` for what autograd carries, on three kinds of plain modules."""
 
 import copy
 import gc
@@ -71,7 +71,7 @@ def test_deterministic(place):
 
 @every
 def test_no_hidden_state_between_instances_or_calls(place):
-    """Work on one model leaves another's results as they were, and a batch's pass is not remembered for the next."""
+    """Work on one model leaves another's results alone; a pass is not remembered for the next."""
     model, algo, _, x, y = started(place)
     algo.backward(x, y)
     expected = gradients(model)

@@ -1,4 +1,4 @@
-"""Faults of the explicit engine that used to be silent: each is right now, or said in one sentence."""
+"""Faults of the explicit engine, once silent: each is right now, or said in one sentence."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The house keeps its order: imports run down, nothing is loaded that is not needed, every room is described."""
+"""The house keeps order: imports run down, nothing needless is loaded, every room is described."""
 
 import ast
 import re
@@ -15,8 +15,8 @@ from targetprop.experiments.cells import Place
 
 ROOT = Path(targetprop.__file__).parent
 ROOMS = [
-    "seeds", "maps", "ranks", "properties", "models", "laboratory", "feedback", "rules", "attach", "algorithms", "citations",
-    "analysis", "data", "training", "experiments", "commands",
+    "seeds", "maps", "ranks", "properties", "models", "laboratory", "feedback", "rules", "attach",
+    "algorithms", "citations", "analysis", "data", "training", "experiments", "commands",
 ]  # fmt: skip
 """From what everything rests on to what users type: a room imports itself and those before it."""
 
@@ -26,7 +26,7 @@ def room_of(path):
 
 
 def imported(path):
-    """The rooms that a file imports when it is loaded; what is imported within a function, later, counts too."""
+    """The rooms that a file imports when it is loaded, or later, within a function."""
     for node in ast.walk(ast.parse(path.read_text())):
         if (
             isinstance(node, ast.ImportFrom)

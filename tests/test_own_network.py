@@ -1,4 +1,4 @@
-"""A network of the user's own by the command line: train, resume, evaluate, compare, sweep; and what is refused."""
+"""A user's own network by the command line: train, resume, evaluate, compare, sweep; refusals."""
 
 import json
 import sys
@@ -16,7 +16,9 @@ from torch import nn
 def make(in_shape, classes, width=16, norm=True):
     size = in_shape[0] * in_shape[1] * in_shape[2]
     middle = nn.LayerNorm(width) if norm else nn.Identity()
-    return nn.Sequential(nn.Flatten(), nn.Linear(size, width), middle, nn.GELU(), nn.Linear(width, classes))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(size, width), middle, nn.GELU(), nn.Linear(width, classes)
+    )
 
 def bad(in_shape, classes):
     return nn.Flatten()

@@ -1,4 +1,4 @@
-"""The paper's solver, targets and gradients against a plain autograd transcription of PAPER §2 (bar 2)."""
+"""The paper's solver, targets, gradients against an autograd transcription of PAPER §2 (bar 2)."""
 
 import pytest
 import torch
@@ -116,7 +116,7 @@ def test_linear_layer_optimum_is_the_transpose_in_closed_form():
 
 @pytest.mark.parametrize("kind", ["matched", "mirror"])
 def test_a_layer_before_a_sum_learns_from_the_local_loss_as_every_other(kind):
-    """Its gradient is that of ⟨d, s⟩, d the difference at the block's output and s that output, at a large nudge too."""
+    """Its gradient is that of ⟨d, s⟩, d the difference at the block's output s, for large β too."""
     torch.manual_seed(0)
     conv = torch.nn.Conv2d
     block = tp.Sum(

@@ -1,4 +1,4 @@
-"""Several processes find what one finds: samples, layers and both shared out (issue: beyond one machine)."""
+"""Several processes find what one finds: samples, layers and both shared out."""
 
 import json
 import os
@@ -59,10 +59,8 @@ def differences(a, b, path=""):
     elif isinstance(a, torch.Tensor):
         yield path, (a.double() - b.double()).abs().max().item()
     else:
-        yield (
-            path,
-            0.0 if a == b else abs(a - b),
-        )  # infinite before a first measurement, None where there is none
+        # infinite before a first measurement, None where there is none
+        yield path, 0.0 if a == b else abs(a - b)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +107,8 @@ def test_layers_go_to_the_least_loaded_costliest_first():
         loads = [0.0, 0.0, 0.0]
         for name, rank in assign(costs, 3).items():
             loads[rank] += costs[name]
-        assert (
-            max(loads) <= sum(costs.values()) / 3 + max(costs.values()) * 2 / 3 + 1e-12
-        )  # Graham (1966)
+        # Graham (1966)
+        assert max(loads) <= sum(costs.values()) / 3 + max(costs.values()) * 2 / 3 + 1e-12
 
 
 def test_parts_cover_everything_once():
@@ -190,7 +187,7 @@ def test_the_program_trains_measures_and_tests_the_same_in_many_processes(size, 
 
 
 def killed(folder, size, layers, kind, kills, seed):
-    """Train with a random rank killed at random events, resuming each time; the number of kills before the run was over."""
+    """Train, a random rank killed at random events, resuming each time; how often it was killed."""
     rng, done = random.Random(seed), 0
     words = ["train", "digits-ldrl", *TINY, "--layer-ranks", layers, "--out", folder]
     for _ in range(kills):
@@ -449,9 +446,8 @@ def test_soak_of_2000_steps_keeps_memory_and_files_flat(devices, tmp_path):
     late = [row for row in seen if 1600 <= row[0] < 1990]
     assert min(len(early), len(late)) >= 5
     memory = [statistics.median(row[1] for row in part) for part in (early, late)]
-    files = [
-        statistics.median(row[2] for row in part) for part in (early, late)
-    ]  # a checkpoint being written is one more
+    # a checkpoint being written is one more
+    files = [statistics.median(row[2] for row in part) for part in (early, late)]
     print(f"{devices} processes: {memory[0]} to {memory[1]} KiB, {files[0]} to {files[1]} files")
     assert memory[1] < 1.02 * memory[0]
     assert files[1] <= files[0]

@@ -115,7 +115,7 @@ def test_layer_training_resumes_bit_for_bit(tmp_path):
 
 
 def test_drl_is_measured_as_published():
-    """Against the published losses by autograd: a mean over a convolution's outputs, a target with the mean loss's 1/B."""
+    """Against the published losses by autograd: mean over convolution outputs, targets with 1/B."""
     net, (x, y) = figure_4_3.lenet_batch("digits", None, 1, False, "mirror", "none")
     net, x = net.double(), x.double()
     algo = DDTPLinear(net, figure_4_3.BETA, iterations=0)

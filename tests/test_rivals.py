@@ -1,4 +1,4 @@
-"""The algorithms that L-DRL is compared with, against laws, closed forms and plain transcriptions."""
+"""The algorithms that L-DRL is compared with, against laws, closed forms and transcriptions."""
 
 from pathlib import Path
 
@@ -167,9 +167,8 @@ def test_drl_tends_to_the_damped_inverse_where_ldrl_tends_to_the_transpose():
         _, second, third = (layer.theta for layer in net.layers)
         back = torch.eye(4, dtype=torch.float64)
         for layer, jacobian in ((net.layers[2], third), (net.layers[1], third @ second)):
-            back = (
-                layer.omega.T @ back
-            )  # through the feedback layers from the output to this layer's input
+            # through the feedback layers from the output to this layer's input
+            back = layer.omega.T @ back
             inverse = jacobian.T @ torch.linalg.inv(
                 jacobian @ jacobian.T + damping * torch.eye(4, dtype=torch.float64)
             )
@@ -249,9 +248,8 @@ def test_drl_schedules():
         results[schedule] = net.layers[0].theta.grad
     net, x, y = make("mlp")
     alg.LDRL(net, beta=algo.beta, solver=tp.feedback.Fixed()).backward(x, y)
-    torch.testing.assert_close(
-        results["parallel"], net.layers[0].theta.grad
-    )  # the targets came before ω moved
+    # the targets came before ω moved
+    torch.testing.assert_close(results["parallel"], net.layers[0].theta.grad)
     assert (results["sequential"] - results["parallel"]).norm() > 1e-4
 
 
@@ -313,7 +311,8 @@ def test_a_new_file_is_a_new_algorithm(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "halved.py").write_text(
-        "import targetprop as tp\nclass Halved(tp.algorithms.LDRL):\n    rows = ()\nclass Helper:\n    pass\n"
+        "import targetprop as tp\nclass Halved(tp.algorithms.LDRL):\n    rows = ()\n"
+        "class Helper:\n    pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     import own

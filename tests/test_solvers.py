@@ -67,7 +67,7 @@ def test_predictive_solver_learns_a_registered_map(registered):
 
 @pytest.mark.parametrize("name", ["lenet", "odd_convolutions"])
 def test_a_probe_measures_the_mismatch_of_the_jacobians(name):
-    """‖r‖/‖a‖ is ‖ω − θ‖/‖θ‖ of a patch, and of any other map the mismatch of its Jacobians, formed in full here."""
+    """‖r‖/‖a‖ is ‖ω − θ‖/‖θ‖ of a patch, else the mismatch of the Jacobians, formed in full."""
     net, x, _ = make(name)
     for layer, trace in leaves_of(net, x):
         theirs, ours = layer.theta.detach(), layer.omega.detach()
@@ -183,7 +183,7 @@ OPTIMIZERS = {
 def test_tracking_keeps_exact_feedback_exact_without_a_probe(name, optimizer):
     net, x, y = make(name)
     symmetric(net)
-    # an infinite tolerance and a long rest: one probe at the first batch (a fixed point), none later
+    # an infinite tolerance and a long rest: one probe at the first batch (a fixed point), no more
     algo = tp.algorithms.LDRL(
         net, solver=tp.feedback.PredictiveSolver(tolerance=float("inf"), probe_every=10**9)
     )
@@ -221,7 +221,7 @@ def test_a_short_list_of_settings_is_refused():
 
 
 def test_the_coupled_pathway_brings_omega_to_the_same_weight():
-    """ω is not read by the predictions, yet ends where they send the auxiliary weight, from wherever it began."""
+    """ω, unread by the predictions, ends where they send the auxiliary weight, from any start."""
     net, x, _ = make("lenet")
     solver = tp.feedback.CoupledSolver(decay=0.02, first_iterations=400)
     with torch.no_grad():
@@ -271,16 +271,8 @@ def test_a_probe_solves_only_where_the_mismatch_is_over_tolerance():
 def test_probes_wait_longer_only_where_the_mismatch_is_far_under_tolerance():
     memory = tp.feedback.memory.Memory()
     waits = []
-    for mismatch in (
-        1.0,
-        0.2,
-        0.2,
-        0.5,
-        0.26,
-        0.2,
-        1.1,
-        0.0,
-    ):  # tolerance 1: the first counts as found, not as kept
+    # tolerance 1: the first counts as found, not as kept
+    for mismatch in (1.0, 0.2, 0.2, 0.5, 0.26, 0.2, 1.1, 0.0):
         memory.after(mismatch, 1.0, 3, 10)
         waits.append(memory.wait)
     assert waits == [3, 6, 10, 10, 10, 10, 3, 6]

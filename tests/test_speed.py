@@ -1,4 +1,4 @@
-"""The fast path changes nothing but the time: layouts, precision, compilation, reading numbers late; and the bench itself."""
+"""The fast path changes only the time: layouts, precision, compilation, late reading; the bench."""
 
 import json
 import shutil
@@ -118,9 +118,8 @@ def test_bfloat16_products_stay_near_float32(name):
     "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("simple_vgg", "resnet18"))]
 )
 def test_compiled_passes_give_the_same_gradients(name):
-    net, x, y = make(
-        name
-    )  # float64: torch 2.13's float32 CPU kernels crash on such narrow channels-last layers
+    # float64: torch 2.13's float32 CPU kernels crash on such narrow channels-last layers
+    net, x, y = make(name)
     for make_algo in (
         tp.algorithms.Backprop,
         lambda n: tp.algorithms.LDRL(n, solver=tp.feedback.Fixed()),

@@ -402,9 +402,11 @@ def test_kill_9_within_a_checkpoint_write_leaves_the_last_one(tmp_path):
     """The child is killed by itself between the bytes of a checkpoint."""
     path = tmp_path / "last.pt"
     code = (
-        "import os, signal, sys; from pathlib import Path; from targetprop.training import checkpoint as c\n"
+        "import os, signal, sys; from pathlib import Path; "
+        "from targetprop.training import checkpoint as c\n"
         "path = Path(sys.argv[1]); c.save(path, {'value': 1})\n"
-        "def write(file):\n    file.write(b'x' * 1000); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def write(file):\n    file.write(b'x' * 1000); file.flush(); "
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
         "c.write_atomically(path, write)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=120)
@@ -491,7 +493,7 @@ def test_commit_is_that_of_the_source_tree():
 
 
 def test_digits_ldrl_matches_backprop(tmp_path):
-    """Bar 4 on digits at a third of its length; the full length over 5 seeds is in docs/results.md."""
+    """Bar 4 on digits at a third of its length; in full, over 5 seeds: docs/results.md."""
     scores = {}
     for name in ("backprop", "ldrl"):
         assert run("train", f"digits-{name}", "--epochs", 10, "--out", tmp_path / name) == 0

@@ -8,7 +8,7 @@ from targetprop.laboratory.pooling import AvgPool, Flatten, MaxPool
 
 
 def feedback_of(layer, trace, target, omega):
-    """G(t): unpool by the winners of the pass ``trace``, the activation again, the transposed map by autograd."""
+    """G(t): unpool by the winners of ``trace``, the activation again, the transpose by autograd."""
     r = target
     for step, saved in zip(reversed(layer.stage.steps), reversed(trace.saved), strict=True):
         if isinstance(step, Flatten):

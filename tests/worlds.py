@@ -1,4 +1,4 @@
-"""What the tests of several processes run: one function for any number of them, and processes that start fast."""
+"""What the tests of several processes run: a function for any number of them, which start fast."""
 
 import importlib
 import multiprocessing
@@ -14,7 +14,7 @@ from targetprop.commands import main as cli
 from targetprop.ranks import Group, Ranks, mesh
 from targetprop.training import checkpoint
 
-# A server with everything imported, what training imports late too: a process starts in milliseconds.
+# A server with all imported, what training imports late too: a process starts in milliseconds.
 LATE = (
     "jsonargparse",
     "matplotlib.pyplot",
@@ -35,7 +35,7 @@ def free_port():
 
 
 def spawn(function, size, *args):
-    """``size`` processes that call function(*args), each with the environment that torchrun would give it."""
+    """``size`` processes that call function(*args), each in the environment that torchrun gives."""
     where = {
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "localhost",
@@ -65,7 +65,7 @@ def codes(started, seconds=120):
 
 
 def train(case, name, ranks, steps=20):
-    """The parameters and buffers after some steps of SGD, every process on its part of the same batches of eight."""
+    """Parameters and buffers after steps of SGD, each process on its part of batches of eight."""
     net, x, _ = make(name)
     algo = CASES[case](net)
     algo.distribute(ranks)
@@ -100,7 +100,7 @@ def train_all(cases, layers, folder):
 
 
 def program(words, kill=None):
-    """``targetprop`` with ``words``; ``kill`` = (rank, kind, count) ends a rank by kill −9 at so many events of a kind."""
+    """``targetprop`` with ``words``; ``kill`` = (rank, kind, count): kill −9 at so many events."""
     if kill is not None and kill[0] == int(os.environ.get("RANK", 0)):
         _, kind, count = kill
         countdown(kind, count)
@@ -108,7 +108,7 @@ def program(words, kill=None):
 
 
 def countdown(kind, count):
-    """Let this process kill itself in the middle of the ``count``-th step, checkpoint write or exchange."""
+    """Let this process kill itself amid the ``count``-th step, checkpoint write or exchange."""
     left = [count]
 
     def die_at_last():

@@ -1,4 +1,4 @@
-"""How well feedback and updates are aligned: angles, relative distances and the Jacobian mismatch."""
+"""How well feedback and updates align: angles, relative distances and the Jacobian mismatch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from targetprop.ranks import ALONE, Group
 
 @dataclass(frozen=True)
 class LayerAlignment:
-    """Alignment of one layer; the first four compare arrays, the last Jacobians. Entries that do not exist are None.
+    """Alignment of one layer: of arrays, and of Jacobians (``mismatch``); None where there is none.
 
     Attributes:
         update_angle: between the algorithm's update of θ and the backprop gradient, degrees.
         update_distance: ‖∇_BP − ∇‖/‖∇_BP‖.
         weight_angle: between ω and θᵀ, degrees.
         weight_distance: ‖θ − ωᵀ‖/‖θ‖.
-        mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F; of an attached map ‖ω − θ‖_F/‖θ‖_F, the largest where several maps share one θ.
+        mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F; of attached maps ‖ω − θ‖_F/‖θ‖_F, the largest of one θ.
         update_size: ‖∇‖/‖∇_BP‖.
 
     """
@@ -49,7 +49,7 @@ class LayerAlignment:
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
-    """Angle between two arrays, flattened, in degrees; accurate for small angles too (Kahan: 2·atan2); 90 if one is zero."""
+    """Angle of two flattened arrays, degrees, precise if small (Kahan: 2·atan2); 90 if one is 0."""
     a, b = a.flatten(), b.flatten()
     na, nb = a.norm(), b.norm()
     radians = 2 * torch.atan2((a * nb - b * na).norm(), (a * nb + b * na).norm())
@@ -67,29 +67,27 @@ def jacobian_mismatch(
 ) -> float:
     """‖J_G − J_Fᵀ‖_F/‖J_F‖_F of a layer, averaged over the batch, by probes of its output.
 
-    For white η, E‖(J_G − J_Fᵀ)η‖² is the squared Frobenius norm, so no Jacobian is formed. J_G η is the
-    forward-mode derivative of the feedback actually used, mirror or matched, at s; J_Fᵀη is the exact transpose with the
-    clean pool winners.
+    For white η, E‖(J_G − J_Fᵀ)η‖² is the squared Frobenius norm, so no Jacobian is formed. J_G η is
+    the forward-mode derivative of the feedback actually used, mirror or matched, at s; J_Fᵀη is the
+    exact transpose with the clean pool winners.
 
     Args:
         layer: a layer with feedback.
         trace: its clean pass.
-        probes: noise samples per sample of the batch; the standard error falls as one over their root.
+        probes: of noise, per sample of the batch; the standard error falls as one over their root.
         generator: of the noise; default a fixed seed.
 
     """
     generator = generator or torch.Generator(trace.input.device).manual_seed(0)
+    stage, shape = layer.stage, trace.input.shape
     error = norm = 0.0
     for _ in range(probes):
         h = noise_like(trace.output, generator)
         zero = torch.zeros_like(h)
-        lifted = torch.func.jvp(
-            lambda d: layer.stage.difference(trace.saved, trace.kept, d), (zero,), (h,)
-        )[1]
-        forward = layer.map.transpose(
-            layer.stage.vjp(trace.saved, h), layer.theta, trace.input.shape
-        )
-        error += (layer.feed_back(lifted, trace.input.shape) - forward).square().sum().item()
+        change = partial(stage.difference, trace.saved, trace.kept)
+        lifted = torch.func.jvp(change, (zero,), (h,))[1]
+        forward = layer.map.transpose(stage.vjp(trace.saved, h), layer.theta, shape)
+        error += (layer.feed_back(lifted, shape) - forward).square().sum().item()
         norm += forward.square().sum().item()
     return (error / norm) ** 0.5 if norm > 0 else float("nan")
 
@@ -121,9 +119,7 @@ def backprop_gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> l
     thetas = [layer.theta for layer in net.layers]
     learning = [theta for theta in thetas if theta.requires_grad]
     found = dict(zip(map(id, learning), torch.autograd.grad(loss, learning), strict=True))
-    gradients = [
-        found.get(id(theta), torch.zeros_like(theta)) for theta in thetas
-    ]  # 0 of a frozen layer
+    gradients = [found.get(id(theta), torch.zeros_like(theta)) for theta in thetas]  # 0: frozen
     algo.ranks.data.mean_(*gradients)
     return gradients
 
@@ -150,22 +146,23 @@ def standing_updates(net: Network) -> list[Tensor]:
 def alignment_of_grad(
     net: Network, algo: Algorithm, x: Tensor, y: Tensor
 ) -> list[tuple[float, float]]:
-    """(angle in degrees, relative distance) of each layer's ``.grad`` of θ, as it stands, to the backprop gradient."""
+    """(degrees, relative distance) of each layer's ``.grad``, as it stands, to backprop's."""
     return update_alignment(standing_updates(net), backprop_gradients(net, algo, x, y))
 
 
 def alignment(
     net: Any, algo: Any, x: Any, y: Tensor | None = None, probes: int = 4
 ) -> dict[str, LayerAlignment]:
-    """The alignment of every update to the backprop gradient, and of feedback to forward weights. Nothing is changed.
+    """How updates align with the backprop gradient, feedback with forward weights. Changes nothing.
 
-    ``alignment(net, algo, x, y)``, net made by ``targetprop.pair``: every layer on the batch (x, y), at the update that
-    ``algo.backward(x, y)`` would make; ``probes`` samples of noise per sample measure the Jacobian mismatch.
+    ``alignment(net, algo, x, y)``, net made by ``targetprop.pair``: every layer on this batch, at
+    the update that ``algo.backward(x, y)`` would make; ``probes`` samples of noise per sample
+    measure the Jacobian mismatch.
 
-    ``alignment(model, feedback, loss_fn)``, model attached by ``targetprop.attach``: every parameter that learns, by name.
-    ``loss_fn(model)``, or ``loss_fn()``, computes a loss with a graph; it is called twice, with the same random numbers and
-    buffers, once through ω and once within ``feedback.exact()``. ``alignment(model, algo, x, y)`` takes the loss of an
-    algorithm on a plain module.
+    ``alignment(model, feedback, loss_fn)``, model attached by ``targetprop.attach``: every
+    parameter that learns, by name. ``loss_fn(model)``, or ``loss_fn()``, computes a loss with a
+    graph; it is called twice, with the same random numbers and buffers, once through ω and once
+    within ``feedback.exact()``. ``alignment(model, algo, x, y)``, model plain, takes algo's loss.
 
     Returns:
         per layer or parameter name, a :class:`LayerAlignment`.
@@ -174,10 +171,11 @@ def alignment(
         TypeError: the second argument is neither an algorithm nor a ``Feedback``.
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+        >>> nn = torch.nn
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
         >>> x, y = torch.randn(32, 8), torch.randint(4, (32,))
         >>> feedback = tp.attach(model, x)
-        >>> found = tp.analysis.alignment(model, feedback, lambda model: F.cross_entropy(model(x), y))
+        >>> found = tp.analysis.alignment(model, feedback, lambda net: F.cross_entropy(net(x), y))
         >>> found["0.weight"].update_angle < 1  # degrees
         True
 
@@ -188,38 +186,32 @@ def alignment(
         return algorithm_alignment(net, algo, x, y)
     if not isinstance(algo, Algorithm) or y is None:
         raise TypeError(
-            f"alignment takes (net, algorithm, x, y) or (model, feedback, loss_fn), got {type(algo).__name__} as the second."
+            "alignment takes (net, algorithm, x, y) or (model, feedback, loss_fn), "
+            f"got {type(algo).__name__} as the second."
         )
     with restored(net, algo):
         algo.backward(x, y)
         updates, wanted = standing_updates(net), backprop_gradients(net, algo, x, y)
         sizes = [size(g, u) for g, u in zip(wanted, updates, strict=True)]
-        aligned = zip(net.names, net.layers, update_alignment(updates, wanted), sizes, strict=True)
+        pairs = update_alignment(updates, wanted)
         with torch.no_grad():
-            traces = dict(
-                zip(
-                    net.names, (trace for _, trace in net.leaf_traces(net.trace(x)[1])), strict=True
-                )
-            )
+            leaves = net.leaf_traces(net.trace(x)[1])
         result = {}
-        for name, layer, pair, relative in aligned:
+        for name, (layer, trace), pair, ratio in zip(net.names, leaves, pairs, sizes, strict=True):
             if not layer.has_feedback:
-                result[name] = LayerAlignment(*pair, update_size=relative)
+                result[name] = LayerAlignment(*pair, update_size=ratio)
                 continue
             theta, omega = layer.theta.detach(), layer.omega.detach()
-            mismatch = jacobian_mismatch(layer, traces[name], probes)
+            mismatch = jacobian_mismatch(layer, trace, probes)
             weights = angle(theta, omega).item(), distance(theta, omega).item()
-            result[name] = LayerAlignment(*pair, *weights, mismatch, relative)
+            result[name] = LayerAlignment(*pair, *weights, mismatch, ratio)
     return result
 
 
 def attached_alignment(
-    model: nn.Module,
-    feedback: Feedback | None,
-    loss_fn: Callable[..., Tensor],
-    peers: Group = ALONE,
+    model: nn.Module, feedback: Feedback | None, loss_fn: Callable[..., Any], peers: Group = ALONE
 ) -> dict[str, LayerAlignment]:
-    """See :func:`alignment`: the case of attached models, or of a plain one; ``peers`` have the other parts of the batch.
+    """See :func:`alignment`: of attached or plain models; ``peers`` have the rest of the batch.
 
     Raises:
         TypeError: ``loss_fn`` makes no loss with a graph.
@@ -235,7 +227,8 @@ def attached_alignment(
             loss = loss_fn(*arguments)
             if not isinstance(loss, Tensor) or not loss.requires_grad:
                 raise TypeError(
-                    "loss_fn must compute a loss with a graph: a scalar tensor that needs a gradient."
+                    "loss_fn must compute a loss with a graph: "
+                    "a scalar tensor that needs a gradient."
                 )
             found = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
         full = [
@@ -251,26 +244,21 @@ def attached_alignment(
     with backpropagating(model):
         wanted = gradients()
     sites: dict[int, list[Site]] = {}
-    found = feedback.mismatch() if feedback and not feedback.rule.direct else {}
-    for site in (
-        feedback.sites
-        if feedback and feedback.rule.own_feedback and not feedback.rule.direct
-        else ()
-    ):
+    indirect = feedback if feedback and not feedback.rule.direct else None
+    found = indirect.mismatch() if indirect else {}
+    for site in indirect.sites if indirect and indirect.rule.own_feedback else ():
         if site.theta is not None and site.omega is not None:
             sites.setdefault(id(site.theta), []).append(site)
-    result = {}
-    for i, ((name, parameter), pair) in enumerate(
-        zip(learned.items(), update_alignment(updates, wanted), strict=True)
-    ):
+    result, pairs = {}, update_alignment(updates, wanted)
+    for i, (name, parameter) in enumerate(learned.items()):
         relative, maps = size(wanted[i], updates[i]), sites.get(id(parameter), [])
         if not maps:
-            result[name] = LayerAlignment(*pair, update_size=relative)
+            result[name] = LayerAlignment(*pairs[i], update_size=relative)
             continue
         theta, omega = parameter.detach(), maps[0].omega.detach()
         weights = angle(theta, omega).item(), distance(theta, omega).item()
         worst = max(found[site.name] for site in maps)
-        result[name] = LayerAlignment(*pair, *weights, worst, relative)
+        result[name] = LayerAlignment(*pairs[i], *weights, worst, relative)
     return result
 
 
@@ -278,10 +266,8 @@ def takes_one(function: Callable[..., Any]) -> bool:
     """Whether a function can be called with one argument."""
     try:
         inspect.signature(function).bind(None)
-    except TypeError:
-        return False
-    except ValueError:  # it does not tell
-        return True
+    except (TypeError, ValueError) as error:
+        return isinstance(error, ValueError)  # it does not tell
     return True
 
 
@@ -295,13 +281,13 @@ def algorithm_alignment(
 
 
 def batch_loss(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> Tensor:
-    """What ``algo.backward(x, y)`` differentiates; backpropagation's update is the gradient, attached or not."""
+    """What ``algo.backward(x, y)`` differentiates; backpropagation's goes through θ in any case."""
     with backpropagating(net) if algo.rule is None else nullcontext():
         return algo.loss(logits_of(net(x), net), y)
 
 
 def attached_angles(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Angle of every weight's update to the backprop gradient, for algorithms on plain modules; backpropagation's are 0."""
+    """Angle of each weight's update to backprop's gradient, on plain modules; 0 for backprop."""
     weights = {
         name: p
         for name, p in net.named_parameters()

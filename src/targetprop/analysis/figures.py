@@ -1,4 +1,4 @@
-"""Pictures of runs: learning curves and the angle of every layer's update to the backprop gradient."""
+"""Pictures of runs: learning curves, and angles of the layers' updates to the backprop gradient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_cost(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Cost of a step over backprop's against the angle reached, one panel per network.
 
     Args:
-        points: per panel title, rows with "contender", "ratio", "angle_max" and "angle_mean" (degrees; None for backprop).
+        points: by title, each "contender", "ratio", "angle_max", "angle_mean" (°, backprop's None).
         path: of the PNG or PDF to write.
 
     """
@@ -71,7 +71,7 @@ def draw_scaling(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Time and peak memory of a step along each axis, backprop's and L-DRL's.
 
     Args:
-        results: per axis, points with "value" and "rows", the rows of backprop and L-DRL with "ms" and "memory".
+        results: per axis, points with "value" and "rows", backprop's and L-DRL's "ms" and "memory".
         path: of the PNG or PDF to write.
 
     """
@@ -211,7 +211,7 @@ class Panel:
 def draw_panels(shown: Sequence[Panel], paths: Sequence[Path], columns: int = 2) -> None:
     """Panels in rows of ``columns``, written to every path (PNG or PDF by its suffix).
 
-    A label has the same colour in every panel; where the first panel has the labels of all, one legend stands beside them.
+    A label has one colour in all panels; one legend stands beside them if the first has all labels.
     """
     labels = list(dict.fromkeys(line.label for panel in shown for line in panel.lines))
     colours = {label: f"C{i % 10}" for i, label in enumerate(labels)}

@@ -16,7 +16,7 @@ class RunSummary:
         algorithm: what trained it.
         test_accuracy: fraction, of the selected weights; None while it runs.
         seconds_per_step: mean over its steps, measurements apart.
-        mean_angle: of all layers' updates to the backprop gradient, degrees, over the measurements; None if never measured.
+        mean_angle: of all layers' updates to the backprop gradient, degrees; None if not measured.
         steps: done.
 
     """
@@ -44,7 +44,7 @@ HEADINGS = ("run", "algorithm", "test accuracy", "time per step", "mean angle to
 
 
 def angle_summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The largest and the mean angle of all layers over the metric rows of a run that have them; None where none has."""
+    """The largest and the mean angle of all layers over a run's metric rows; None without any."""
     angles = [angle for row in rows for angle in row.get("angle", {}).values()]
     return {
         "angle_max": max(angles, default=None),

@@ -25,7 +25,10 @@ def add(p: argparse.ArgumentParser) -> None:
         default=["plain", "backprop", "ldrl", "untracked"],
         help=contenders.describe(),
     )
-    known = f"{', '.join(contenders.NETWORKS)}, or package.module:make; --network.options.KEY VALUE as in train"
+    known = (
+        f"{', '.join(contenders.NETWORKS)}, or package.module:make; "
+        "--network.options.KEY VALUE as in train"
+    )
     p.add_argument(
         "--networks", nargs="+", default=["simple_vgg"], help=f"what they train: {known}"
     )
@@ -63,7 +66,8 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     for key, least in (("batch_size", 1), ("steps", 10), ("warmup", 1)):
         if getattr(args, key) < least:
             raise ConfigError(
-                f"--{key.replace('_', '-')} {getattr(args, key)} is too small; give at least {least}."
+                f"--{key.replace('_', '-')} {getattr(args, key)} is too small; "
+                f"give at least {least}."
             )
     out = writable(args.out)
     dataset = catalogue.load(args.data, Path(args.data_dir) if args.data_dir else None)

@@ -39,7 +39,8 @@ def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
         word = rest.pop(0)
         if not word.startswith("--"):
             raise ConfigError(
-                f"unexpected '{word}'; overrides are written --key value, such as --optimizer.lr 0.1."
+                f"unexpected '{word}'; overrides are written --key value, "
+                "such as --optimizer.lr 0.1."
             )
         key, equals, value = word[2:].partition("=")
         if not equals:
@@ -110,7 +111,7 @@ class Stopped(Exception):
 
 @contextmanager
 def ranks_of(args: argparse.Namespace) -> Iterator[Ranks]:
-    """The processes to train with: this one, those that torchrun started, or, where several are asked for, new ones.
+    """The processes to train with: this one, torchrun's or, where several are asked for, new ones.
 
     Raises:
         Stopped: the work was done by new processes.

@@ -45,8 +45,8 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         )
     found = catalogue.load(args.name, folder)
     console.print(
-        f"{args.name}: {len(found.train)} training and {len(found.test)} test images of shape {found.in_shape}, "
-        f"{found.classes} classes, files intact"
+        f"{args.name}: {len(found.train)} training and {len(found.test)} test images of shape "
+        f"{found.in_shape}, {found.classes} classes, files intact"
     )
 
 

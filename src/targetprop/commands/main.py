@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     """The subcommands; options of the configuration are left for ``overrides``."""
     top = argparse.ArgumentParser(
         "targetprop",
-        description="Train deep networks by difference target propagation, beside what it is compared with.",
+        description="Train deep networks by difference target propagation, "
+        "beside what it is compared with.",
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=__version__)
@@ -63,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 done, 2 bad input (one sentence on standard error), 3 training diverged, 4 contact with another rank lost, 128 + n
-    stopped by signal n. In a run of several processes rank 0 speaks of what they all see.
+    0 done, 2 bad input (one sentence on standard error), 3 training diverged, 4 contact with
+    another rank lost, 128 + n stopped by signal n. Of what all processes see rank 0 speaks.
     """
     try:
         args, rest = parser().parse_known_args(argv)
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return complain(
             OSError(
-                f"{error.filename or 'a file'}: {error.strerror or error}; free it or choose another place."
+                f"{error.filename or 'a file'}: {error.strerror or error}; "
+                "free it or choose another place."
             ),
             BAD_INPUT,
         )

@@ -1,4 +1,4 @@
-"""The data sets by name: where they come from, what their files are, how they are normalised (PAPER §5)."""
+"""The data sets by name: where they come from, what their files are, how normalised (PAPER §5)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Dataset:
 
 
 def default_folder() -> Path:
-    """Where data sets lie unless told otherwise: ``$TARGETPROP_DATA``, else the user's cache folder."""
+    """Where data sets lie by default: ``$TARGETPROP_DATA``, else the user's cache folder."""
     import pooch
 
     return Path(os.environ.get("TARGETPROP_DATA") or pooch.os_cache("targetprop"))
@@ -78,7 +78,8 @@ def verify(path: Path, file: File) -> None:
     found = digest.hexdigest()
     if found != expected:
         raise DataError(
-            f"{path}: {kind} is {found}, published is {expected}; truncated or altered, get it anew."
+            f"{path}: {kind} is {found}, published is {expected}; "
+            "truncated or altered, get it anew."
         )
 
 
@@ -87,13 +88,13 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
 
     Args:
         name: one of ``SOURCES``.
-        folder: where its files lie; default ``default_folder()``. For ``"folder"`` the root of the images.
+        folder: of its files, default ``default_folder()``; for ``"folder"`` the root of all images.
         image_size: for ``"folder"``, the size to bring every image to.
 
-    The number of classes of ``"imagenet32"`` is that of its training labels, so that subsets of it are read as they are.
+    ``"imagenet32"`` has the classes of its training labels, so that subsets are read as they are.
 
     Raises:
-        DataError: unknown, missing, truncated or altered; one sentence that names the file and the remedy.
+        DataError: unknown, missing, truncated or altered; one sentence names file and remedy.
 
     Example:
         >>> tp.data.load("digits").in_shape
@@ -107,7 +108,8 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
     elif name == "folder":
         if folder is None:
             raise DataError(
-                "the data set 'folder' needs its root; give --data-dir ROOT with ROOT/train and ROOT/test."
+                "the data set 'folder' needs its root; "
+                "give --data-dir ROOT with ROOT/train and ROOT/test."
             )
         train, names = formats.read_folder(folder / "train", image_size)
         test, _ = formats.read_folder(folder / "test", image_size, names)
@@ -122,17 +124,18 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
             verify(path, file)
         read: Any = about.read
         train, test = read(paths, about.classes)
-    # a subset of ImageNet's classes comes in the same files: the training labels say how many there are
+    # a subset of ImageNet's classes comes in the same files: the training labels tell how many
     classes = int(train.labels.max()) + 1 if name == "imagenet32" else about.classes
     if int(test.labels.max()) >= classes:
         raise DataError(
-            f"{folder}: label {int(test.labels.max())} occurs among the test images only; training has {classes} classes."
+            f"{folder}: label {int(test.labels.max())} occurs among the test images only; "
+            f"training has {classes} classes."
         )
     return Dataset(name, train, test, classes, about.mean, about.std)
 
 
 def _digits() -> tuple[Images, Images]:
-    """scikit-learn's digits, its 17 grey levels stretched to bytes; every fifth image is for testing."""
+    """scikit-learn's digits, 17 grey levels stretched to bytes; every fifth image for testing."""
     from sklearn.datasets import load_digits
 
     grey, labels = load_digits(return_X_y=True)

@@ -19,7 +19,7 @@ def fetch(name: str, folder: Path | None = None, progress: Any = False) -> list[
         progress: what pooch takes as ``progressbar``.
 
     Raises:
-        DataError: the set cannot be fetched, the download failed or its hash is wrong; nothing is left behind then.
+        DataError: it cannot be fetched, the download failed or is altered; nothing is left behind.
 
     """
     import pooch

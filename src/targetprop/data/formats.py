@@ -1,4 +1,4 @@
-"""Readers of the published file formats; nothing is unpickled, and a damaged file is one clear :class:`DataError`."""
+"""Readers of the published formats; nothing is unpickled, a damaged file is one clear DataError."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class DataError(Exception):
-    """A data set that is missing, damaged or not what it should be; the message names file, fault and remedy."""
+    """A data set that is missing, damaged or wrong; the message names file, fault and remedy."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Images:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever the parsing of a damaged file raises into a ``DataError`` that names the file."""
+    """Turn what the parsing of a damaged file raises into a ``DataError`` that names the file."""
     try:
         yield
     except DataError:
@@ -55,7 +55,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX array of bytes, gzipped or not: magic 0 0 8 rank, big-endian sizes, data (LeCun, MNIST).
+    """An IDX byte array, gzipped or not: magic 0 0 8 rank, big-endian sizes, data (LeCun, MNIST).
 
     Raises:
         DataError: wrong magic number, or more or fewer bytes than the sizes say.
@@ -68,7 +68,8 @@ def read_idx(path: Path) -> np.ndarray:
         magic = stream.read(4)
         if len(magic) != 4 or magic[:3] != b"\x00\x00\x08" or not 1 <= magic[3] <= 4:
             raise DataError(
-                f"{path}: magic number {magic.hex() or 'missing'} is not that of an IDX file of bytes."
+                f"{path}: magic number {magic.hex() or 'missing'} "
+                "is not that of an IDX file of bytes."
             )
         sizes = np.frombuffer(stream.read(4 * magic[3]), ">u4")
         if len(sizes) != magic[3]:
@@ -97,7 +98,8 @@ def read_idx_pair(images: Path, labels: Path, classes: int) -> Images:
     x, y = read_idx(images), read_idx(labels)
     if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
         raise DataError(
-            f"{images}: shape {x.shape} does not go with the labels' {y.shape} in {labels}; get both anew."
+            f"{images}: shape {x.shape} does not go with the labels' {y.shape} in {labels}; "
+            "get both anew."
         )
     return checked(torch.from_numpy(x.copy())[:, None], y, classes, labels)
 
@@ -109,13 +111,14 @@ def checked(images: Tensor, labels: np.ndarray, classes: int, path: Path) -> Ima
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise DataError(
-            f"{path}: label {low if low < 0 else high} is outside 0..{classes - 1}; the file is altered, get it anew."
+            f"{path}: label {low if low < 0 else high} is outside 0..{classes - 1}; "
+            "the file is altered, get it anew."
         )
     return Images(images, torch.from_numpy(labels.astype(np.int64)))
 
 
 def read_cifar(content: bytes, path: Path, classes: int, label_bytes: int = 1) -> Images:
-    """CIFAR's binary records: ``label_bytes`` labels, of which the last counts, then 3072 bytes, channel-major.
+    """CIFAR's records: ``label_bytes`` labels, the last of which counts; 3072 bytes, channel-major.
 
     Raises:
         DataError: not a whole number of records, or a label out of range.
@@ -124,7 +127,8 @@ def read_cifar(content: bytes, path: Path, classes: int, label_bytes: int = 1) -
     record = label_bytes + 3072
     if len(content) == 0 or len(content) % record:
         raise DataError(
-            f"{path}: {len(content)} bytes are not whole records of {record}; truncated, get it anew."
+            f"{path}: {len(content)} bytes are not whole records of {record}; "
+            "truncated, get it anew."
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
     images = torch.from_numpy(rows[:, label_bytes:].copy()).view(-1, 3, 32, 32)
@@ -143,7 +147,7 @@ def read_cifar_files(paths: Sequence[Path], classes: int, label_bytes: int = 1) 
 def read_cifar_archive(
     path: Path, names: Sequence[str], classes: int, label_bytes: int = 1
 ) -> Images:
-    """The members ``names`` (without folder) of a CIFAR ``.tar.gz``, read in memory: nothing is extracted to disk."""
+    """The members ``names`` (without folder) of a CIFAR ``.tar.gz``, read without extraction."""
     parts = {}
     with reading(path), gzip.open(path) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
@@ -162,7 +166,7 @@ def read_cifar_archive(
 
 
 def read_imagenet32(paths: Sequence[Path], classes: int = 1000) -> Images:
-    """ImageNet 32×32 npz batches: ``data`` (N × 3072 uint8, channel-major) and ``labels``, published from 1."""
+    """ImageNet 32×32 npz batches: ``data`` (N × 3072 uint8, channel-major), ``labels`` from 1."""
     parts = []
     for path in paths:
         with reading(path), np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as batch:
@@ -176,7 +180,8 @@ def read_imagenet32(paths: Sequence[Path], classes: int = 1000) -> Images:
                 or labels.shape != data.shape[:1]
             ):
                 raise DataError(
-                    f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} are not N × 3072 bytes and N."
+                    f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} "
+                    "are not N × 3072 bytes and N."
                 )
             if not np.issubdtype(labels.dtype, np.integer):
                 raise DataError(f"{path}: labels are {labels.dtype}, expected whole numbers.")
@@ -196,7 +201,7 @@ def read_folder(
         names: the classes to expect.
 
     Raises:
-        DataError: no classes, an unreadable image, unequal sizes, or a class that is not in ``names``.
+        DataError: no classes, an unreadable image, unequal sizes, or a class not in ``names``.
 
     """
     from PIL import Image
@@ -207,7 +212,8 @@ def read_folder(
     names = list(names or found)
     if set(found) - set(names):
         raise DataError(
-            f"{root}: class '{sorted(set(found) - set(names))[0]}' does not occur in the training folder."
+            f"{root}: class '{sorted(set(found) - set(names))[0]}' "
+            "does not occur in the training folder."
         )
     images: list[np.ndarray] = []
     labels: list[int] = []
@@ -222,7 +228,8 @@ def read_folder(
                 )
             if images and pixels.shape != images[0].shape:
                 raise DataError(
-                    f"{path}: size {pixels.shape[:2]} differs from {images[0].shape[:2]}; give data.image_size."
+                    f"{path}: size {pixels.shape[:2]} differs from {images[0].shape[:2]}; "
+                    "give data.image_size."
                 )
             images.append(pixels)
             labels.append(names.index(name))

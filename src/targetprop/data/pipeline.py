@@ -1,4 +1,4 @@
-"""From a set of uint8 images on the device to normalised, augmented batches, the same on any machine."""
+"""From uint8 images on the device to normalised, augmented batches, the same on any machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def seeded(*numbers: int) -> Generator:
 
 
 def split(data: Images, fraction: float, seed: int = 42) -> tuple[Images, Images]:
-    """(rest, held out): a random ``fraction`` of the images is held out, the same for the same seed.
+    """(rest, held out): a random ``fraction`` of the images is held out, the same for equal seeds.
 
     Raises:
         ValueError: ``fraction`` is outside [0, 1).
@@ -40,7 +40,7 @@ def flip_and_crop(
     part: slice = slice(None),
     whole: int | None = None,
 ) -> Tensor:
-    """Each image flipped left to right with probability ½, shifted by up to ``padding`` pixels; edges are repeated.
+    """Each image mirrored with probability ½, shifted by up to ``padding`` pixels, edges repeated.
 
     The same as padding with the edge and cropping at random (PAPER §5).
 
@@ -66,8 +66,8 @@ def flip_and_crop(
     moved = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(
         0, 3, 1, 2
     )
-    # torch 2.13's CPU convolutions corrupt the heap on single-channel images with channels-last strides, which
-    # contiguous() would leave as they are.
+    # torch 2.13's CPU convolutions corrupt the heap on single-channel images with channels-last
+    # strides, which contiguous() would leave as they are.
     return moved.clone(memory_format=torch.contiguous_format)
 
 
@@ -79,7 +79,7 @@ class Batches:
         data: the images, on the device to train on.
         mean: per channel, of pixels in [0, 1].
         std: likewise.
-        batch_size: the last batch of an epoch is dropped in training if it is short, so that every step costs the same.
+        batch_size: the last batch of an epoch is dropped in training if short: steps cost the same.
         dtype: of the batches.
         augment: ``"none"``, ``"crop"`` or ``"flip-crop"``.
         padding: of the crop.
@@ -135,7 +135,7 @@ class Batches:
             yield self.normalise(images), part.labels
 
     def once(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order, without augmentation; the processes take the batches in turn."""
+        """Every image once, in order, without augmentation; the processes take batches in turn."""
         for i in range(self.peers.rank * batch_size, len(self.data), self.peers.size * batch_size):
             part = self.data[slice(i, i + batch_size)]
             yield self.normalise(part.images), part.labels

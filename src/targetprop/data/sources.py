@@ -13,7 +13,7 @@ from targetprop.data.formats import DataError, Images
 
 @dataclass(frozen=True)
 class File:
-    """A published file: its name, its hash (``"md5:..."`` or ``"sha1:..."``), and where to get it if it can be fetched."""
+    """A published file: name, hash (``"md5:..."`` or ``"sha1:..."``), the address if it has one."""
 
     name: str
     digest: str | None = None
@@ -22,7 +22,7 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set's description. ``layouts`` are the sets of files that hold it, the first being the one to fetch."""
+    """A data set; ``layouts`` are the sets of files that hold it, the first the one to fetch."""
 
     name: str
     about: str

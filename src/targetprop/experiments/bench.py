@@ -1,9 +1,9 @@
-"""What a training step costs: algorithms side by side, interleaved, in steady training on real images.
+"""What a training step costs: algorithms interleaved, in steady training on real images.
 
-Every contender trains its own copy of the network on the same batches. After a warm-up, which holds the first batch's
-calibration of the feedback, they take turns, a block of steps each, so that a slow spell of the machine meets all of them.
-Between the blocks, untimed, the angle of every layer's update to the backprop gradient is measured. Peak memory is that of a
-process of its own.
+Every contender trains its own copy of the network on the same batches. After a warm-up, which holds
+the first batch's calibration of the feedback, they take turns, a block of steps each, so that a
+slow spell of the machine meets all of them. Between the blocks, untimed, the angle of every layer's
+update to the backprop gradient is measured. Peak memory is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def race(
     steps: int,
     tell: Tell,
 ) -> None:
-    """Warm up for ``warmup`` steps each, then let the contenders take turns for ``steps`` steps, angles measured between.
+    """``warmup`` steps each, then the contenders by turns for ``steps``, angles measured between.
 
     A slow each warms up for one step. All see the same batches as far as they go.
     """
@@ -157,7 +157,8 @@ def check(names: Sequence[str], setting: Setting, dataset: Dataset) -> None:
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"'{name}' on {setting.network} does not fit images of shape {dataset.in_shape}: {reason}"
+                f"'{name}' on {setting.network} does not fit images of shape {dataset.in_shape}: "
+                f"{reason}"
             ) from error
 
 

@@ -114,8 +114,8 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def provenance(record: dict[str, Any]) -> str:
     """The command, commit, date and machine of a measurement, as Markdown."""
-    where = f"{record['device']}, {record['threads']} threads"
-    return f"`{record['command']}`\n\nCommit {record['commit']}, {record['date']}, torch {record['torch']}, {where}.\n"
+    where = f"torch {record['torch']}, {record['device']}, {record['threads']} threads"
+    return f"`{record['command']}`\n\nCommit {record['commit']}, {record['date']}, {where}.\n"
 
 
 def write(

@@ -1,4 +1,4 @@
-"""The parts of an experiment that are computed once each and kept: a folder a cell, so that an interrupted whole goes on."""
+"""Parts of an experiment, computed once each and kept, a folder a cell; interrupted, it goes on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Place:
     tell: Tell = lambda text: None
 
     def choose(self, own: Sequence[int]) -> list[int]:
-        """The seeds to take: the experiment's own, as many as asked for (two to smoke), going on by ones beyond them."""
+        """The seeds: the experiment's own, as many as asked for (two to smoke), then on by ones."""
         usual = min(2, len(own)) if self.scale == "smoke" else len(own)
         count = usual if self.seeds is None else self.seeds
         return [*own[:count], *(own[-1] + 1 + i for i in range(count - len(own)))]
@@ -81,7 +81,8 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
                 if settings.get(key) != kept["settings"].get(key)
             ]
             raise ConfigError(
-                f"{folder} holds a result with other settings ({', '.join(other)}); give another --out."
+                f"{folder} holds a result with other settings ({', '.join(other)}); "
+                "give another --out."
             )
         return kept["result"]
     place.tell(name)
@@ -106,7 +107,7 @@ def seed_by_seed(
     labels: Iterable[str],
     compute: Callable[[str, int, Path], Result],
 ) -> Iterator[tuple[dict[str, list[Result]], Sequence[int]]]:
-    """A ``cell`` a label and seed, ``LABEL/seed-SEED``; after each seed, the results of every label so far and their seeds.
+    """Cells ``LABEL/seed-SEED``; after each seed, the results of all labels so far and their seeds.
 
     Args:
         place: of the experiment.
@@ -219,6 +220,6 @@ def provenance(place: Place, name: str) -> str:
     seeds = "" if place.seeds is None else f" --seeds {place.seeds}"
     return (
         f"    targetprop reproduce {name} --scale {place.scale}{seeds} --data-dir DATA\n\n"
-        f"{len(kept)} cells, {hours:.2f} hours in all, {when}, commit {each('commit')}, torch {each('torch')}, "
-        f"{each('device')}, {each('threads')} threads."
+        f"{len(kept)} cells, {hours:.2f} hours in all, {when}, commit {each('commit')}, "
+        f"torch {each('torch')}, {each('device')}, {each('threads')} threads."
     )

@@ -26,16 +26,15 @@ from targetprop.training.device import layout, prepare, weight_dtype
 
 PAPER_PRESETS = {"simple_vgg": "cifar10-vgg-ldrl-paper", "lenet": "cifar10-lenet-ldrl-paper"}
 
-
 CONTENDERS = {
     "plain": "a plain PyTorch loop: the module and loss.backward()",
-    "attach": "the same loop with feedback attached (targetprop.attach): tracking and probes included",
+    "attach": "the same loop with feedback attached (targetprop.attach): "
+    "tracking and probes included",
     "backprop": "Backprop of this library",
     "ldrl": "L-DRL, defaults; settings of its solver as in ldrl:tolerance=0.05,probe_every=20",
     "untracked": "L-DRL without tracking; settings likewise",
     "paper": "L-DRL with the paper's solver, settings and mirror feedback",
 }
-
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **plain.NETWORKS,
@@ -43,11 +42,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **MODELS,
     "char_gpt": lambda in_shape, classes: CharGPT(65),
 }
-"""Plain modules to time; those of ``targetprop.networks`` can be paired too. "char_gpt" reads random characters."""
-
+"""Plain modules to time; those of ``networks`` can pair too. "char_gpt" reads random characters."""
 
 FAST, SLOW = (10, 1000), (1, 3)
-"""(steps per turn, turns at most): a turn of ten steps holds one probe of every layer; the paper's solver takes long."""
+"""(steps per turn, turns at most): ten steps hold one probe of every layer; "paper" takes long."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Setting:
         network: one of ``NETWORKS``, or ``package.module:make``.
         channels: its widths; default its own.
         batch_size: of training.
-        options: of a model of ``targetprop.models`` or of the user's own, as in the configuration of a run.
+        options: of a model of ``targetprop.models`` or the user's own, as in a run's configuration.
         compiled: "plain" and "attach" run through torch.compile.
         device: "auto", "cpu", "cuda", ...
         precision: as in the configuration of a run.
@@ -164,11 +162,13 @@ def contender(
     if kind == "paper" and setting.network not in PAPER_PRESETS:
         known = ", ".join(PAPER_PRESETS)
         raise ConfigError(
-            f"the paper gives no solver settings for '{setting.network}'; time 'paper' on {known} only."
+            f"the paper gives no solver settings for '{setting.network}'; "
+            f"time 'paper' on {known} only."
         )
     if kind not in ("plain", "attach") and setting.network not in networks.NETWORKS:
         raise ConfigError(
-            f"'{kind}' needs a paired network, got '{setting.network}'; time 'plain' and 'attach' on it."
+            f"'{kind}' needs a paired network, got '{setting.network}'; "
+            "time 'plain' and 'attach' on it."
         )
     torch.manual_seed(0)
     if kind in ("plain", "attach"):
@@ -218,7 +218,8 @@ def plain_network(setting: Setting, in_shape: Sequence[int], classes: int) -> nn
     if name in NETWORKS and name not in MODELS:
         if setting.options:
             raise ConfigError(
-                f"network '{name}' takes --channels, but no network.options; got {', '.join(setting.options)}."
+                f"network '{name}' takes --channels, but no network.options; "
+                f"got {', '.join(setting.options)}."
             )
         return NETWORKS[name](
             in_shape, classes, **({"channels": setting.channels} if setting.channels else {})
@@ -227,7 +228,8 @@ def plain_network(setting: Setting, in_shape: Sequence[int], classes: int) -> nn
         raise ConfigError(f"unknown network '{name}'; {config.nearest(name, list(NETWORKS))}")
     if setting.channels:
         raise ConfigError(
-            f"--channels are those of paired networks, got '{name}'; give --network.options.KEY instead."
+            f"--channels are those of paired networks, got '{name}'; "
+            "give --network.options.KEY instead."
         )
     chosen = config.build([("network.name", name), ("network.options", setting.options)])
     return build_model(chosen, in_shape, classes)

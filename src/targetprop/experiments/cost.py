@@ -61,9 +61,9 @@ def reproduce(place: Place) -> None:
         times = (f"{row['ms']:.1f}", number(row["ratio"], 2), known, number(row["memory_ratio"], 2))
         lines.append((row["network"], row["contender"], *times, *angles))
     about = (
-        f"Milliseconds a step of {settings['batch']} {settings['data']} images, medians of interleaved turns, and the ratio "
-        "to backprop; angles of the updates to the backprop gradient after warm-up. The published factor is of the authors' "
-        "code on GPUs."
+        f"Milliseconds a step of {settings['batch']} {settings['data']} images, medians of "
+        "interleaved turns, and the ratio to backprop; angles of the updates to the backprop "
+        "gradient after warm-up. The published factor is of the authors' code on GPUs."
     )
     headings = ("network", "contender", "ms", "×", "published ×", "memory ×", "angle max", "mean")
     write_markdown(place, "cost", "What a step costs", about, headings, lines)

@@ -1,8 +1,8 @@
-"""Figure 4.2 of Ernoult et al. (2022): does the output layer's feedback weight reach the transpose of the forward weight?
+"""Figure 4.2 of Ernoult et al. (2022): does the output layer's ω reach the transpose of its θ?
 
-LeNet with frozen random forward weights, one fixed batch a seed; only the feedback weight of the output layer learns. The
-paper compares L-DRL with the difference reconstruction loss of Meulemans et al. (2020); here the other solvers stand beside
-them, against iterations and against compute.
+LeNet with frozen random forward weights, one fixed batch a seed; only the feedback weight of the
+output layer learns. The paper compares L-DRL with the difference reconstruction loss of Meulemans
+et al. (2020); here the other solvers stand beside them, against iterations and against compute.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Way:
     """A way to learn the output layer's feedback weight.
 
     Attributes:
-        begin: (network, its leaf traces, seed) ↦ (one update, the weight it moves in the layout of θ).
+        begin: (network, its leaf traces, seed) ↦ (one update, the weight it moves, laid out as θ).
         passes: of an iteration, in products of the layer with the batch.
 
     """
@@ -85,9 +85,9 @@ def by_solver(
 
 
 def by_drl(net: Network, leaves: Leaves, seed: int) -> tuple[Callable[[], Any], Tensor]:
-    """Adam on the difference reconstruction loss, with the settings and the batch of Meulemans et al. (PAPER-DETAILS 8)."""
+    """Adam on the difference reconstruction loss, all as in Meulemans et al. (PAPER-DETAILS 8)."""
     leaves = net.leaf_traces(net.trace(leaves[0][1].input[:128])[1])
-    # Their loss is the mean over the layer's units, so that their weight decay weighs more by the number of units.
+    # Their loss is the mean over the layer's units: weight decay weighs more by their number.
     units = leaves[-2][1].output[0].numel()
     algo = DDTPLinear(
         net, noise=0.0092104, lr=0.00451575, weight_decay=6.1693e-5 * units, seed=seed
@@ -100,7 +100,7 @@ WAYS = {
         partial(by_solver, SGDSolver(noise=0.1, lr=0.01, iterations=1, momentum=0.9)), 4
     ),
     "DRL": Way(by_drl, 3),
-    # Noise of 1024 samples, four times the batch, through two products; the solve takes 512 samples through three.
+    # Noise of 1024 samples, four times the batch, through two products; the solve: 512, three.
     "L-DRL, correlation": Way(
         partial(by_solver, CorrelationSolver(window=10**6, first_iterations=1)), 8
     ),
@@ -199,10 +199,10 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
     write_csv(place.folder / "figure-4.2.csv", rows)
     settings = SCALES[place.scale]
     about = (
-        f"LeNet on {settings['data']}, frozen random θ, one batch of 256 a seed, {listed(seeds)}; mean ± standard deviation "
-        "of the angle between the output layer's ω and θᵀ, degrees. The paper's solver: SGD, lr 0.01, momentum 0.9, σ 0.1; "
-        "DRL: DDTP-linear, Adam, lr 0.0045, σ 0.0092, batch 128. Bands in the picture are three standard "
-        "deviations, as published."
+        f"LeNet on {settings['data']}, frozen random θ, one batch of 256 a seed, {listed(seeds)}; "
+        "mean ± standard deviation of the angle between the output layer's ω and θᵀ, degrees. The "
+        "paper's solver: SGD, lr 0.01, momentum 0.9, σ 0.1; DRL: DDTP-linear, Adam, lr 0.0045, σ "
+        "0.0092, batch 128. Bands in the picture are three standard deviations, as published."
     )
     table = []
     for i in [

@@ -1,8 +1,8 @@
 """Figure 4.3 of Ernoult et al. (2022): does every layer's update follow the loss gradient?
 
-LeNet without biases, frozen random forward weights, one batch a seed; the feedback weights learn on that batch, then the
-angle of each layer's update to the backprop gradient is measured. The paper's conditions all use mirror feedback; matched
-feedback with each solver stands beside them.
+LeNet without biases, frozen random forward weights, one batch a seed; the feedback weights learn on
+that batch, then the angle of each layer's update to the backprop gradient is measured. The paper's
+conditions all use mirror feedback; matched feedback with each solver stands beside them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from targetprop.training import checkpoint
 SEEDS = (123, 124, 125, 126, 127)
 BETA = 0.4655
 ETA = 0.0159621
-"""Step size of the targets that the published DRL took: its distances with random feedback follow from it, not from β."""
+"""Step of the published DRL's targets: with random feedback its distances follow from it, not β."""
 LAYERS = ("conv_0", "conv_1", "fc_2", "fc_3")
 SCALES: dict[str, Result] = {
     "smoke": {"data": "digits", "iterations": 30, "drl_iterations": 30},
@@ -160,14 +160,14 @@ def aligned_as_published(
 ) -> Result:
     """The same for DRL, measured as the published code does (PAPER-DETAILS 6.1, 6.3, 8).
 
-    The update keeps there the size that its local loss gives it, u·2η/(βBm), of which little is left beside the 1e-8:
+    The update keeps the size that its local loss gives it, u·2η/(βBm), small beside the 1e-8:
 
         angle = acos(⟨u, g⟩/(‖u‖‖g‖ + 1e-8)),     distance = ‖u − g‖/‖u‖
 
     Args:
         updates: of DRL, a step β of the targets being divided out.
         gradients: g, of backprop.
-        units: m per layer: the outputs of a convolution, over which the published local loss is a mean; else 1.
+        units: m per layer: a convolution's outputs, the published loss being their mean; else 1.
         batch: B.
 
     """
@@ -204,7 +204,7 @@ def measure_ldrl(place: Place, folder: Path, label: str, seed: int, settings: Re
 
 
 def measure_drl(place: Place, folder: Path, trained: bool, seed: int, settings: Result) -> Result:
-    """The same for DDTP-linear; each layer's feedback descends its reconstruction loss on the batch."""
+    """The same for DDTP-linear; feedback descends each layer's reconstruction loss on the batch."""
     net, (x, y) = lenet_batch(settings["data"], place.data_dir, seed, False, "mirror", "flip-crop")
     with torch.no_grad():
         leaves = net.leaf_traces(net.trace(x)[1])
@@ -274,12 +274,13 @@ def write(place: Place, results: dict[str, list[Result]], seeds: Sequence[int]) 
     write_csv(place.folder / "figure-4.3.csv", rows)
     settings = SCALES[place.scale]
     about = (
-        f"LeNet without biases on {settings['data']}, ELU, frozen random θ, one augmented batch of 256 a seed, β {BETA} where "
-        f"not stated, {listed(seeds)}. Angle between each layer's update and the backprop gradient of the mean loss, degrees, "
-        f"mean ± standard deviation. The paper's solver: {settings['iterations']} iterations a layer, σ 0.2 0.2 0.1, lr 1e-4 "
-        "2.5e-3 1e-2, momentum 0.9. DRL: DDTP-linear, Adam; measured as published, an update keeps the size that its local "
-        f"loss and targets of step {ETA} give it, and 1e-8 is added to the denominator of the cosine. Predictive: tolerance "
-        "0.02. Mirror feedback where not stated."
+        f"LeNet without biases on {settings['data']}, ELU, frozen random θ, one augmented batch of "
+        f"256 a seed, β {BETA} where not stated, {listed(seeds)}. Angle between each layer's "
+        "update and the backprop gradient of the mean loss, degrees, mean ± standard deviation. "
+        f"The paper's solver: {settings['iterations']} iterations a layer, σ 0.2 0.2 0.1, lr 1e-4 "
+        "2.5e-3 1e-2, momentum 0.9. DRL: DDTP-linear, Adam; measured as published, an update keeps "
+        f"the size that its local loss and targets of step {ETA} give it, and 1e-8 is added to the "
+        "denominator of the cosine. Predictive: tolerance 0.02. Mirror feedback where not stated."
     )
     headings = ("condition", "published " + "/".join(LAYERS), *LAYERS)
     write_markdown(

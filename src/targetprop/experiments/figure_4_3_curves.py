@@ -1,4 +1,4 @@
-"""The angles of figure 4.3 as curves: over the iterations of each solver and their cost, and over training.
+"""Figure 4.3's angles as curves: over each solver's iterations and their cost, and over training.
 
 The paper shows them at one moment, after 5,000 iterations on frozen θ.
 """
@@ -45,7 +45,7 @@ class Way:
     Attributes:
         solver: one call is one iteration.
         passes: of an iteration, in products of a layer with the samples it takes.
-        samples: (d, samples of the batch times positions) ↦ samples of an iteration, a patch or a position being one.
+        samples: (d, samples of the batch times positions) ↦ patches or positions of an iteration.
         most: iterations after which nothing is left to see.
 
     """
@@ -56,7 +56,7 @@ class Way:
     most: int = 5000
 
     def cost(self, leaves: list[tuple[Layer, Trace]]) -> float:
-        """Passes of an iteration of all these layers, one being a product of each of them with the batch."""
+        """Passes of an iteration of these layers, one being a product of each with the batch."""
         whole = spent = 0
         for layer, trace in leaves:
             positions = layer.map.apply(trace.input, layer.theta).numel() // len(layer.theta)
@@ -123,7 +123,7 @@ def curve(way: Way, kind: str, seed: int, settings: Result, data_dir: str | None
 
 
 def over_iterations(place: Place) -> None:
-    """Matched against mirror feedback, every solver, first seed: ``alignment-over-iterations`` .csv, .png and .pdf."""
+    """Matched and mirror, all solvers, first seed: ``alignment-over-iterations`` .csv .png .pdf."""
     settings = {**ITERATIONS[place.scale], "seed": SEEDS[0]}
     results: dict[str, Result] = {}
     for kind in ("mirror", "matched"):
@@ -194,7 +194,7 @@ VARIANTS: dict[str, tuple[str, Result]] = {
 
 
 def over_training(place: Place) -> None:
-    """LeNet trained with each solver, the angles of its layers as it goes: ``alignment-over-training`` .csv, .png and .pdf."""
+    """LeNet trained by each solver, angles by step: ``alignment-over-training`` .csv .png .pdf."""
     chosen = TRAINING[place.scale]
     shown, rows = [], []
     for label, (preset, settings) in VARIANTS.items():

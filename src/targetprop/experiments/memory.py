@@ -16,7 +16,7 @@ from targetprop.training.device import layout, pick_device, weight_dtype
 def peak_memory(
     name: str, setting: Setting, in_shape: Sequence[int], classes: int, steps: int = 12
 ) -> float | None:
-    """MiB that building the contender and training it for ``steps`` steps adds to a new process, on random images.
+    """MiB that building a contender and ``steps`` steps on random images add to a new process.
 
     On CUDA, the most that torch's allocator held. None where the system does not tell.
     """
@@ -54,7 +54,7 @@ def _peak_memory(
 
 
 def peak_resident() -> int | None:
-    """KiB that this process has held at most so far; None where /proc does not tell. (Its rusage holds the parent's peak.)"""
+    """KiB that this process held at most; None without /proc. (Its rusage has its parent's too.)"""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of Ernoult et al. (2022): test accuracies of L-DRL beside backprop and the algorithms it is compared with."""
+"""Tables 1 and 2 of Ernoult et al. (2022): test accuracies of L-DRL, backprop and its rivals."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from targetprop.experiments.cells import (
 from targetprop.training import config, loop
 from targetprop.training.logging import read_metrics
 
+Results = dict[tuple[str, str], list[Result]]
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -36,7 +38,7 @@ class Scale:
         seeds: their seeds.
         settings: over every preset.
         reduced: what differs from the paper, in words.
-        grid: learning rates to choose from, by validation accuracy of the first seed; empty for those of the presets.
+        grid: learning rates to choose from, by the first seed's validation; empty for the presets'.
 
     """
 
@@ -83,6 +85,8 @@ SMOKE = Scale(
     (0.003, 0.03),
 )
 
+SETS = ["mnist", "fashion-mnist", "cifar10"]
+SEEDS = [123, 124, 125, 126, 127]
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 PAPERS = "L-DRL, paper's solver"
 TABLE_1 = Contents(
@@ -108,7 +112,7 @@ TABLE_1 = Contents(
     scales={
         "smoke": SMOKE,
         "cpu": Scale(
-            ["mnist", "fashion-mnist", "cifar10"],
+            SETS,
             [0, 1, 2],
             {
                 **ALIKE,
@@ -117,15 +121,11 @@ TABLE_1 = Contents(
                 "schedule.period": 150,
                 "measure_every": 25,
             },
-            "LeNet of widths 16, 32, 128 instead of 32, 64, 512; 150 steps of 128 images instead of 90 epochs",
+            "LeNet of widths 16, 32, 128 instead of 32, 64, 512; "
+            "150 steps of 128 images instead of 90 epochs",
             GRID,
         ),
-        "paper": Scale(
-            ["mnist", "fashion-mnist", "cifar10"],
-            [123, 124, 125, 126, 127],
-            {"epochs": 90},
-            "nothing",
-        ),
+        "paper": Scale(SETS, SEEDS, {"epochs": 90}, "nothing"),
     },
     published={
         ("mnist", PAPERS): "98.93 ± 0.04",
@@ -151,12 +151,10 @@ TABLE_2 = Contents(
                 "steps": 700,
                 "schedule.period": 700,
             },
-            "widths 32-64-128-128-256 instead of 128-128-256-256-512; 700 steps of 128 images (two epochs) instead of 90 "
-            "epochs",
+            "widths 32-64-128-128-256 instead of 128-128-256-256-512; "
+            "700 steps of 128 images (two epochs) instead of 90 epochs",
         ),
-        "paper": Scale(
-            ["cifar10", "imagenet32"], [123, 124, 125, 126, 127], {"epochs": 90}, "nothing"
-        ),
+        "paper": Scale(["cifar10", "imagenet32"], SEEDS, {"epochs": 90}, "nothing"),
     },
     published={("cifar10", PAPERS): "89.38 ± 0.20", ("cifar10", "backprop"): "89.07 ± 0.22"},
 )
@@ -165,7 +163,7 @@ TABLE_2 = Contents(
 def chosen(
     contents: Contents, scale: str, data_name: str, column: str, seed: int, data_dir: str | None
 ) -> config.Config:
-    """The configuration of a cell; at a reduced scale every column sees the images of backprop's preset."""
+    """A cell's configuration; at a reduced scale every column sees the images of backprop's."""
     variant, settings = contents.columns[column]
     prefix = "digits" if data_name == "digits" else f"{data_name}-{contents.network}"
     presets = config.presets()
@@ -192,8 +190,8 @@ def columns(contents: Contents, scale: str) -> list[str]:
 def reproduce(contents: Contents, name: str, place: Place) -> None:
     """Train what is missing, seed by seed and row by row; the table is written anew after each row.
 
-    Where the scale has a grid, each column's learning rate is chosen from it first, but for the paper's solver, which is
-    costly and keeps the rate that its authors tuned.
+    Where the scale has a grid, each column's learning rate is chosen from it first, but for the
+    paper's solver, which is costly and keeps the rate that its authors tuned.
     """
     scale = contents.scales[place.scale]
     seeds = place.choose(scale.seeds)
@@ -203,7 +201,7 @@ def reproduce(contents: Contents, name: str, place: Place) -> None:
         for d in scale.sets
         for c in labels
     }
-    results: dict[tuple[str, str], list[Result]] = {}
+    results: Results = {}
     for seed in seeds:
         for data_name in scale.sets:
             for column in labels:
@@ -211,9 +209,8 @@ def reproduce(contents: Contents, name: str, place: Place) -> None:
                 if scale.grid and column != PAPERS:
                     plan = with_rate(plan, best_rate(place, where, plan, scale.grid))
                 found = train(place, f"{where}/seed-{seed}", dataclasses.replace(plan, seed=seed))
-                results.setdefault((data_name, column), []).append(
-                    {**found, "lr": plan.optimizer.lr}
-                )
+                found = {**found, "lr": plan.optimizer.lr}
+                results.setdefault((data_name, column), []).append(found)
             write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
 
 
@@ -236,18 +233,12 @@ def train(place: Place, where: str, run: config.Config) -> Result:
 
 
 def best_rate(place: Place, where: str, plan: config.Config, grid: Sequence[float]) -> float:
-    """The learning rate of the grid with the best validation accuracy; a run that diverges has none."""
+    """The learning rate of the grid with the best validation accuracy; a diverged run has none."""
     found = {rate: train(place, f"{where}/lr-{rate:g}", with_rate(plan, rate)) for rate in grid}
     return max(grid, key=lambda rate: found[rate].get("validation_accuracy", -1.0))
 
 
-def write(
-    contents: Contents,
-    name: str,
-    place: Place,
-    results: dict[tuple[str, str], list[Result]],
-    seeds: Sequence[int],
-):
+def write(contents: Contents, name: str, place: Place, results: Results, seeds: Sequence[int]):
     """The table as .csv, .png, .pdf and .md."""
     scale = contents.scales[place.scale]
     labels = columns(contents, place.scale)
@@ -291,21 +282,17 @@ def write(
                 }
             )
         table.append(shown)
-    draw_bars(
-        sets,
-        means,
-        stds,
-        {},
-        "test accuracy (%)",
-        [place.folder / f"{name}.{s}" for s in ("png", "pdf")],
-    )
+    pictures = [place.folder / f"{name}.{s}" for s in ("png", "pdf")]
+    draw_bars(sets, means, stds, {}, "test accuracy (%)", pictures)
     write_csv(place.folder / f"{name}.csv", rows)
     rates = (
-        f"Learning rates: of each column the best of {', '.join(f'{rate:g}' for rate in scale.grid)} by validation accuracy "
-        f"of seed {seeds[0]}; the paper's solver keeps its authors'. "
+        "Learning rates: of each column the best of "
+        f"{', '.join(f'{rate:g}' for rate in scale.grid)} by validation accuracy of seed "
+        f"{seeds[0]}; the paper's solver keeps its authors'. "
     )
     about = (
-        f"Test accuracy in per cent, mean ± standard deviation, {listed(seeds)}; tested once, with the weights selected on "
-        f"10 % of the training images. {rates if scale.grid else ''}Reduced against the paper: {scale.reduced}."
+        f"Test accuracy in per cent, mean ± standard deviation, {listed(seeds)}; tested once, with "
+        "the weights selected on 10 % of the training images. "
+        f"{rates if scale.grid else ''}Reduced against the paper: {scale.reduced}."
     )
     write_markdown(place, name, contents.title, about, ("set", *labels), table)

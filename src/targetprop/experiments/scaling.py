@@ -1,7 +1,8 @@
 """How time and memory of a step grow with depth, width and batch, beside backprop's.
 
-All on ``chain``, convolutions of equal width without pooling. A layer's probe takes fewer than twice its d inputs in samples,
-of one position each, ever more rarely, whatever the depth: no term of L-DRL grows faster than backprop's own.
+All on ``chain``, convolutions of equal width without pooling. A layer's probe takes fewer than
+twice its d inputs in samples, of one position each, ever more rarely, whatever the depth: no term
+of L-DRL grows faster than backprop's own.
 """
 
 from __future__ import annotations

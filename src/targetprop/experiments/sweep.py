@@ -1,4 +1,4 @@
-"""Presets trained over several seeds, every cell a run folder; interrupted, a sweep goes on where it was."""
+"""Presets trained over several seeds, a run folder a cell; an interrupted sweep goes on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cells(
     """Every cell of a sweep, seed by seed.
 
     Raises:
-        ConfigError: an unknown preset or setting, fewer than one seed, or a cell's folder that holds another configuration.
+        ConfigError: an unknown preset or setting, no seed, or a folder of another configuration.
 
     """
     if seeds < 1:
@@ -60,9 +60,8 @@ def cells(
 
 def differences(a: Config, b: Config) -> str:
     """The keys in which two configurations differ, where the data lie apart."""
-    ours, theirs = (
-        dict(config.flat(one.to_dict())) for one in (a, b)
-    )  # options of networks may be of one of them only
+    # options of networks may be of one of them only
+    ours, theirs = (dict(config.flat(one.to_dict())) for one in (a, b))
     return ", ".join(
         key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key != "data.dir"
     )

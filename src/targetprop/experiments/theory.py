@@ -1,9 +1,12 @@
 """Numerical checks of the theory, in float64: how fast three errors vanish.
 
-* The L-DRL loss over σ² tends to its small-noise limit, −2⟨ε, J_G J_F ε⟩ + ‖J_G η‖² (Ernoult et al. 2022), as σ².
-* With ω = θᵀ the update of target propagation tends to the loss gradient as β, matched; mirror feedback leaves an error.
-* The mismatch of the Jacobians falls with the iterations n of a solver: to rounding in one for the predictive solver; as
-  √((d + 1)/(m·n)) for the correlation with d inputs and m samples of noise; to a floor for SGD.
+* The L-DRL loss over σ² tends to its small-noise limit, −2⟨ε, J_G J_F ε⟩ + ‖J_G η‖² (Ernoult et
+  al. 2022), as σ².
+* With ω = θᵀ the update of target propagation tends to the loss gradient as β, matched; mirror
+  feedback leaves an error.
+* The mismatch of the Jacobians falls with the iterations n of a solver: to rounding in one for the
+  predictive solver; as √((d + 1)/(m·n)) for the correlation with d inputs and m samples of noise;
+  to a floor for SGD.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ def batch(
 def small_noise(settings: Result, data_dir: str | None, seed: int, activation: str) -> Result:
     """|mean of L/σ² − its limit| over σ for a hidden layer with mirror feedback.
 
-    Noise comes in pairs ±(ε, η), the same draws for every σ, so that odd orders cancel and sampling does not blur the slope.
+    Noise comes in pairs ±(ε, η), the same for every σ: odd orders cancel, the slope is not blurred.
     """
     x, _, shape, classes = batch(settings, data_dir, seed)
     torch.manual_seed(seed)
@@ -136,7 +139,7 @@ def copy_forward(net: Network) -> None:
 
 @torch.no_grad()
 def mismatch(settings: Result, data_dir: str | None, seed: int) -> Result:
-    """‖ω − θ‖/‖θ‖ of a convolution after every iteration of each solver, and what is predicted for the correlation."""
+    """‖ω − θ‖/‖θ‖ of a convolution by iterations of each solver; the correlation's as predicted."""
     x, _, shape, classes = batch(settings, data_dir, seed)
     solvers = {
         "predictive": PredictiveSolver(tolerance=0.0, tracking=False),
@@ -268,9 +271,10 @@ def write(
     draw_panels(shown, [place.folder / f"theory.{suffix}" for suffix in ("png", "pdf")], 3)
     write_csv(place.folder / "theory.csv", rows)
     about = (
-        f"float64, {settings['batch']} {settings['data']} images, {len(falls)} seeds. Loss: a hidden layer of 64 units, "
-        f"mirror feedback, {settings['draws']} antithetic pairs of noise. Update: LeNet 8-16-32 with ELU, slope over the "
-        "three smallest β. Mismatch: the second convolution of SimpleVGG 8-16."
+        f"float64, {settings['batch']} {settings['data']} images, {len(falls)} seeds. Loss: a "
+        f"hidden layer of 64 units, mirror feedback, {settings['draws']} antithetic pairs of "
+        "noise. Update: LeNet 8-16-32 with ELU, slope over the three smallest β. Mismatch: the "
+        "second convolution of SimpleVGG 8-16."
     )
     write_markdown(
         place,

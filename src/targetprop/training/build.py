@@ -51,7 +51,8 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
     if config.network.batch_norm:
         if "batch_norm" not in inspect.signature(make).parameters:
             raise ConfigError(
-                f"network '{config.network.name}' has no batch normalisation; drop network.batch_norm."
+                f"network '{config.network.name}' has no batch normalisation; "
+                "drop network.batch_norm."
             )
         given["batch_norm"] = True
     try:
@@ -67,7 +68,8 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"network '{config.network.name}' does not fit images of shape {dataset.in_shape}: {reason}"
+            f"network '{config.network.name}' does not fit images of shape {dataset.in_shape}: "
+            f"{reason}"
         ) from error
     return net
 
@@ -82,20 +84,20 @@ def maker(name: str) -> Callable[..., Any]:
     if name in MODELS:
         return MODELS[name]
     module, _, attribute = name.partition(":")
-    if (
-        str(Path.cwd()) not in sys.path
-    ):  # and stays: the module may import others of that place when it runs
+    # stays there: the module may import others of that place when it runs
+    if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         made = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the user's own code
         raise ConfigError(
-            f"network.name={name} cannot be imported ({type(error).__name__}: {error}); write package.module:make, importable "
-            "from the working directory."
+            f"network.name={name} cannot be imported ({type(error).__name__}: {error}); "
+            "write package.module:make, importable from the working directory."
         ) from error
     if not callable(made):
         raise ConfigError(
-            f"network.name={name} is {type(made).__name__}; expected a callable make(in_shape, classes, ...)."
+            f"network.name={name} is {type(made).__name__}; "
+            "expected a callable make(in_shape, classes, ...)."
         )
     return made
 
@@ -133,13 +135,14 @@ def build_model(config: Config, in_shape: Sequence[int], classes: int) -> nn.Mod
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, classes):
         raise ConfigError(
-            f"network '{name}' made {shape} of 2 images, expected logits (2, {classes}); return a tensor of one row a sample."
+            f"network '{name}' made {shape} of 2 images, expected logits (2, {classes}); "
+            "return a tensor of one row a sample."
         )
     return net
 
 
 def over(own: Any, section: Any) -> Any:
-    """The solver of ``section``; where a rule's ``own`` is of its kind, that one with what ``section`` changes."""
+    """The solver of ``section``; where ``own`` is of its kind, that one with what it changes."""
     if type(own) is not type(section):
         return section
     default = type(section)()
@@ -150,7 +153,7 @@ def over(own: Any, section: Any) -> Any:
 
 
 def build_algorithm(config: Config, net: nn.Module, example: Tensor | None = None) -> Algorithm:
-    """The algorithm with its solver; ``example``: two images, by which a plain module is attached."""
+    """The algorithm with its solver; a plain module is attached by ``example``, two images."""
     settings, kind = config.algorithm, ALGORITHMS[config.algorithm.name]
     made: Any = AttachedLDRL if kind is LDRL and not isinstance(net, Network) else kind
     kwargs: dict[str, Any] = {
@@ -245,7 +248,8 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     size = min(config.data.batch_size, len(rest))
     if size % ranks.data.size:
         raise ConfigError(
-            f"data.batch_size={size} cannot be split evenly over {ranks.data.size} processes; give a multiple of that."
+            f"data.batch_size={size} cannot be split evenly over {ranks.data.size} processes; "
+            "give a multiple of that."
         )
     train = batches(rest, ranks.data, config.data.augment)
     steps = min(config.epochs * len(train), config.steps or config.epochs * len(train))

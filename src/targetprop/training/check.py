@@ -37,13 +37,13 @@ def check(config: Config) -> None:
     ]
     if plain and changed:
         raise ConfigError(
-            f"network.{changed[0]} is a setting of paired networks ({', '.join(NETWORKS)}), got network.name="
-            f"{config.network.name}; give --network.options.KEY instead."
+            f"network.{changed[0]} is a setting of paired networks ({', '.join(NETWORKS)}), got "
+            f"network.name={config.network.name}; give --network.options.KEY instead."
         )
     if config.network.options and not plain:
         raise ConfigError(
-            f"network '{config.network.name}' takes network.channels, network.activation, ..., but no network.options; got "
-            f"{', '.join(config.network.options)}."
+            f"network '{config.network.name}' takes network.channels, network.activation, ..., but "
+            f"no network.options; got {', '.join(config.network.options)}."
         )
     choice("data.name", config.data.name, list(SOURCES))
     choice("algorithm.name", config.algorithm.name, list(ALGORITHMS))
@@ -52,7 +52,8 @@ def check(config: Config) -> None:
         if plain and not hasattr(SOLVERS[config.algorithm.solver], "probe"):
             able = ", ".join(name for name, kind in SOLVERS.items() if hasattr(kind, "probe"))
             raise ConfigError(
-                f"algorithm.solver={config.algorithm.solver} needs a paired network; a plain one takes {able}."
+                f"algorithm.solver={config.algorithm.solver} needs a paired network; "
+                f"a plain one takes {able}."
             )
         if not takes_solver(ALGORITHMS[config.algorithm.name]):
             raise ConfigError(
@@ -104,7 +105,7 @@ def takes_solver(kind: type[Algorithm]) -> bool:
 
 
 def solver_name(config: Config) -> str | None:
-    """The name of the solver that the algorithm runs with, whose section counts; None where there is none."""
+    """The name of the solver that the algorithm runs with, whose section counts; else None."""
     kind: Any = ALGORITHMS[config.algorithm.name]
     if config.algorithm.solver is not None:
         return config.algorithm.solver

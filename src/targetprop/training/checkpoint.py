@@ -1,6 +1,7 @@
-"""Files that are never half written, and checkpoints that are checked before they are read and run no code when loaded.
+"""Files never half written; checkpoints checked before they are read, running no code then.
 
-A checkpoint is what ``torch.save`` writes, a zip archive, with the SHA-256 of all before it in the archive's comment.
+A checkpoint is what ``torch.save`` writes, a zip archive, with the SHA-256 of all before it in the
+archive's comment.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ MARK = b"targetprop sha256:"
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is missing, damaged or foreign; the message names the file and the remedy."""
+    """A missing, damaged or foreign checkpoint; the message names the file and the remedy."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write ``path`` through a temporary file beside it, which replaces it once it is complete on disk."""
+    """Write ``path`` by a temporary file beside it, which replaces it once complete on disk."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -58,7 +59,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def signed(archive: bytes) -> bytes:
-    """A zip archive without a comment, with its checksum for a comment; the archive ends in the comment's length."""
+    """A zip archive without a comment, its checksum made one: its end is the comment's length."""
     comment = MARK + hashlib.sha256(archive).hexdigest().encode()
     return archive[:-2] + len(comment).to_bytes(2, "little") + comment
 
@@ -87,8 +88,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     archive = unsigned(content)
     if archive is None:
         raise CheckpointError(
-            f"{path}: damaged or not a checkpoint (its checksum is missing or differs); use another, such as the one that "
-            f"'targetprop resume {path.parent} --auto' finds."
+            f"{path}: damaged or not a checkpoint (its checksum is missing or differs); "
+            f"use another, such as the one that 'targetprop resume {path.parent} --auto' finds."
         )
     try:
         state = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
@@ -106,7 +107,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def newest_valid(folder: Path) -> tuple[Path, list[str]]:
-    """The newest checkpoint in ``folder``, or in the run folders below it, that can be loaded; and why newer ones cannot.
+    """The newest checkpoint of ``folder`` or its run folders that loads; why newer ones do not.
 
     Raises:
         CheckpointError: there is none.
@@ -131,7 +132,7 @@ def newest_valid(folder: Path) -> tuple[Path, list[str]]:
 
 
 def keep_previous(path: Path) -> None:
-    """Give the present file at ``path``, if there is one, the name previous.pt too; ``path`` itself stays throughout."""
+    """Name the file at ``path``, if any, previous.pt too; ``path`` itself stays throughout."""
     if path.exists():
         spare = path.with_name(f".{path.name}.previous.part")
         spare.unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
     """A checked configuration from (dotted key, value) pairs; later ones win.
 
     Raises:
-        ConfigError: an unknown key (with the nearest), a value of the wrong type, or one out of range.
+        ConfigError: an unknown key (with the nearest), a value of the wrong type or out of range.
 
     """
     from jsonargparse import ArgumentParser
@@ -92,9 +92,8 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
     ]
     try:
         parsed = parser.parse_args(arguments)
-    except (
-        Exception
-    ):  # jsonargparse raises argparse.ArgumentError, or what a type's constructor raises
+    except Exception:
+        # jsonargparse raises argparse.ArgumentError, or what a type's constructor raises
         for argument in arguments:  # one by one, to name the setting at fault
             try:
                 parser.parse_args([argument])
@@ -120,7 +119,7 @@ def _text(value: Any) -> str:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Every preset by name: a task's common settings with those of one of its variants over them."""
+    """Every preset by name: a task's common settings with those of one of its variants over it."""
     found = {}
     for file in sorted(
         resources.files("targetprop.presets").iterdir(), key=lambda entry: entry.name
@@ -142,7 +141,7 @@ def load(name: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
         overrides: (dotted key, value) pairs.
 
     Raises:
-        ConfigError: no such preset (with the nearest name) or file, a file that is not YAML, or what ``build`` refuses.
+        ConfigError: no such preset (the nearest is named) or file, no YAML, or ``build`` refuses.
 
     """
     known = presets()
@@ -170,7 +169,7 @@ def load(name: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
 
 
 def layered(*sources: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The settings of all sources; one that names another network drops what earlier ones said of theirs."""
+    """The settings of all sources; naming a new network drops what earlier ones said of theirs."""
     settings: list[tuple[str, Any]] = []
     for source in map(list, sources):
         name, before = (

@@ -38,8 +38,8 @@ def weight_dtype(precision: Precision) -> torch.dtype:
 def layout(net: nn.Module, memory_format: MemoryFormat) -> torch.memory_format:
     """The memory format of weights and images.
 
-    ``auto`` lays channels innermost, which torch's convolutions run faster, except where a convolution reads a single channel:
-    there torch 2.13 on a CPU writes past its buffers.
+    ``auto`` lays channels innermost, which torch's convolutions run faster, except where a
+    convolution reads a single channel: there torch 2.13 on a CPU writes past its buffers.
 
     Raises:
         ConfigError: ``channels_last`` for such a network.
@@ -48,7 +48,8 @@ def layout(net: nn.Module, memory_format: MemoryFormat) -> torch.memory_format:
     single = any(isinstance(m, nn.Conv2d) and m.in_channels // m.groups == 1 for m in net.modules())
     if memory_format == "channels_last" and single:
         raise ConfigError(
-            "memory_format=channels_last does not work where a convolution reads one channel; use contiguous."
+            "memory_format=channels_last does not work where a convolution reads one channel; "
+            "use contiguous."
         )
     return (
         torch.contiguous_format if single or memory_format == "contiguous" else torch.channels_last
@@ -61,7 +62,7 @@ def prepare(
     """``net`` on ``device``, its products in ``precision``.
 
     Raises:
-        ConfigError: bfloat16 for a module that is not a :class:`~targetprop.laboratory.pairing.Network`, or as ``layout``.
+        ConfigError: bfloat16 of no :class:`~targetprop.laboratory.pairing.Network`; as ``layout``.
 
     """
     form = layout(net, memory_format)

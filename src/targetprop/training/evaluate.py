@@ -1,4 +1,4 @@
-"""What is measured of a network beside its training: accuracy, angles, where it stopped being finite."""
+"""What is measured beside training: accuracy, angles, where a network stopped being finite."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from targetprop.training.session import Session
 
 @torch.no_grad()
 def accuracy(net: nn.Module, algo: Algorithm, batches: Batches) -> dict[str, float]:
-    """Mean loss and top-1 accuracy over a set, in evaluation mode; top-5 too where there are more than 10 classes."""
+    """Mean loss and top-1 accuracy over a set, evaluating; top-5 too for more than 10 classes."""
     net.eval()
-    found = torch.zeros(
-        4, dtype=torch.float64
-    )  # sums of loss, top-1 and top-5; whether there are more than 10 classes
+    # sums of loss, top-1 and top-5; whether there are more than 10 classes
+    found = torch.zeros(4, dtype=torch.float64)
     for x, y in batches.once():
         logits = net(x)
         top5 = logits.topk(min(5, logits.shape[1])).indices
@@ -51,7 +50,7 @@ def first_nonfinite(net: nn.Module, x: Tensor) -> str:
 
 
 def measure(session: Session, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Angle of each layer's update, as it stands in ``.grad``, to the backprop gradient of the same batch."""
+    """Angle of each layer's update, as it stands in ``.grad``, to the batch's backprop gradient."""
     if isinstance(session.algo, Attached):
         return attached_angles(session.net, session.algo, x, y)
     net: Any = session.net

@@ -1,4 +1,4 @@
-"""Several processes for one run: started here by torch's elastic launcher, or found started by torchrun."""
+"""Several processes for one run: torch's elastic launcher starts them here, or torchrun has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Layout:
     Attributes:
         devices: processes on every node, a GPU each where there are GPUs.
         nodes: machines.
-        layer_ranks: of all processes, how many share out the layers; the others share out the batch.
+        layer_ranks: how many of all processes share out the layers; the others share out the batch.
         rendezvous: HOST:PORT of one of several nodes, where they find each other.
 
     """
@@ -42,22 +42,25 @@ class Layout:
         """Refuse what cannot be.
 
         Raises:
-            ConfigError: a number out of range, too few GPUs, or several nodes without a place to meet.
+            ConfigError: a number out of range, too few GPUs, or several nodes and no place to meet.
 
         """
         for name in ("devices", "nodes", "layer_ranks"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range; expected at least 1."
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range; "
+                    "expected at least 1."
                 )
         if not started() and self.devices * self.nodes % self.layer_ranks:
             total = self.devices * self.nodes
             raise ConfigError(
-                f"--layer-ranks {self.layer_ranks} does not divide the {total} processes; give a divisor."
+                f"--layer-ranks {self.layer_ranks} does not divide the {total} processes; "
+                "give a divisor."
             )
         if torch.cuda.is_available() and self.devices > torch.cuda.device_count():
             raise ConfigError(
-                f"--devices {self.devices} is more than the {torch.cuda.device_count()} GPUs here; give fewer."
+                f"--devices {self.devices} is more than the {torch.cuda.device_count()} GPUs here; "
+                "give fewer."
             )
         if self.nodes > 1 and self.rendezvous is None:
             raise ConfigError(
@@ -71,7 +74,7 @@ def started() -> bool:
 
 
 def join(layer_ranks: int) -> Ranks:
-    """Meet the other processes, if this is one of several; NCCL carries CUDA tensors, Gloo all else.
+    """Meet the other processes, if there are any; NCCL carries CUDA tensors, Gloo all else.
 
     Raises:
         ConfigError: ``layer_ranks`` does not divide their number.
@@ -97,7 +100,7 @@ def leave() -> None:
 def launch(words: Sequence[str], layout: Layout) -> tuple[int, str | None]:
     """Run ``targetprop`` with ``words`` in ``layout.devices`` processes here, and wait for them.
 
-    When one dies the others are stopped. SIGTERM and SIGINT are passed on, so that every process saves and stops.
+    When one dies the others are stopped. SIGTERM and SIGINT reach all: they save and stop.
 
     Returns:
         (exit code, what to tell the user, if the processes have not said it themselves).
@@ -130,9 +133,9 @@ def launch(words: Sequence[str], layout: Layout) -> tuple[int, str | None]:
 
 
 def verdict(codes: dict[int, int]) -> tuple[int, str | None]:
-    """(exit code, sentence if the failed process could not speak) from the exit codes of the failed ranks.
+    """(exit code, sentence if the failed process could not speak) from the failed ranks' codes.
 
-    Ranks that only lost contact, or that were asked to end then, are victims; the cause is one of the others.
+    Ranks that only lost contact, or were asked to end then, are victims; another is the cause.
     """
     victims = (LOST, -signal.SIGTERM, 128 + signal.SIGTERM)
     causes = {rank: code for rank, code in codes.items() if code not in victims} or codes
@@ -143,7 +146,8 @@ def verdict(codes: dict[int, int]) -> tuple[int, str | None]:
         remedy = "go on with: targetprop resume RUN --auto"
         return (
             128 - code,
-            f"rank {rank} was killed by signal {-code} ({name}) and the other ranks were stopped; {remedy}.",
+            f"rank {rank} was killed by signal {-code} ({name}) and the other ranks were stopped; "
+            f"{remedy}.",
         )
     rank, code = min(causes.items())
     if code == LOST:

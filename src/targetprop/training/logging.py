@@ -1,4 +1,4 @@
-"""A run's metrics: JSON lines for programs, TensorBoard events for eyes, the environment for the record."""
+"""A run's metrics: JSON lines for programs, TensorBoard events for eyes, and its environment."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this package runs from, marked '+' if files differ from it; None when installed."""
+    """The commit of this package's source tree, '+' if files differ from it; None if installed."""
     folder = Path(__file__).resolve().parent
     try:
         run = lambda *words: subprocess.run(  # noqa: E731

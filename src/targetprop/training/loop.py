@@ -1,4 +1,4 @@
-"""A training run, read from top to bottom: loop, checkpoint, finish; resumed runs go on bit for bit."""
+"""A training run, from top to bottom: loop, checkpoint, finish; resumed runs go on bit for bit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Tell = Callable[[Session, float], None]
 def run(
     session: Session, tell: Tell = lambda session, loss: None, deadline: float = float("inf")
 ) -> dict[str, Any]:
-    """Train until the last step, evaluating at each epoch's end; then test the selected weights once.
+    """Train until the last step, evaluating after each epoch; then test the selected weights once.
 
     Args:
         session: a run at any point of its progress.
@@ -55,7 +55,7 @@ def run(
 
     Raises:
         Diverged: loss or weights are not finite.
-        Interrupted: SIGINT or SIGTERM came, or the deadline passed; the step in progress was finished and saved.
+        Interrupted: SIGINT or SIGTERM came, or the deadline passed; the step is finished and saved.
 
     """
     metrics = Metrics(session.folder if session.ranks.leader else None, session.progress.step)
@@ -80,14 +80,13 @@ def train_epoch(
         report = step(session, x, y)
         due = config.measure_every and progress.step % config.measure_every == 0
         logged = due or progress.step % config.log_every == 0
-        if (
-            logged or x.device.type == "cpu"
-        ):  # elsewhere reading the loss would make the device wait at every step
+        if logged or x.device.type == "cpu":  # elsewhere reading it makes the device wait
             loss = report.loss.item()
         progress.seconds += time.perf_counter() - began
         if not loss < float("inf"):
             raise Diverged(
-                f"loss {loss} at step {progress.step}: {first_nonfinite(session.net, x)} is not finite; {kept(session)}"
+                f"loss {loss} at step {progress.step}: {first_nonfinite(session.net, x)} "
+                f"is not finite; {kept(session)}"
             )
         if logged:
             log_step(session, metrics, report, loss, y, measure(session, x, y) if due else {})
@@ -101,15 +100,12 @@ def train_epoch(
         tell(session, loss)
         if time.monotonic() > deadline:
             stop.append(signal.SIGALRM)
-        number = session.ranks.world.maximum(
-            stop[0] if stop else 0
-        )  # a signal may reach one rank a step before another
+        # a signal may reach one rank a step before another
+        number = session.ranks.world.maximum(stop[0] if stop else 0)
         if number:
             save(session)
-            raise Interrupted(
-                f"stopped at step {progress.step}; go on with: targetprop resume {session.folder}",
-                number,
-            )
+            command = f"targetprop resume {session.folder}"
+            raise Interrupted(f"stopped at step {progress.step}; go on with: {command}", number)
         if progress.step >= session.last_step:
             break
         if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
@@ -145,9 +141,8 @@ def log_step(
     mismatch = {name: f.mismatch for name, f in report.feedback.items() if f.mismatch is not None}
     iterations = {name: f.iterations for name, f in report.feedback.items()}
     for key, own in (("mismatch", mismatch), ("iterations", iterations)):
-        of_all = {
-            name: value for part in session.ranks.layers.gather(own) for name, value in part.items()
-        }
+        parts = session.ranks.layers.gather(own)
+        of_all = {name: value for part in parts for name, value in part.items()}
         if of_all:
             names = session.net.names if isinstance(session.net, Network) else sorted(of_all)
             values[key] = {name: of_all[name] for name in names if name in of_all}
@@ -174,8 +169,7 @@ def finish_epoch(session: Session, metrics: Metrics) -> None:
 
 def finish(session: Session, metrics: Metrics) -> dict[str, Any]:
     """Test once: the best weights by validation, or the last where nothing was held out."""
-    last = accuracy(session.net, session.algo, session.test)
-    selected = last
+    selected = last = accuracy(session.net, session.algo, session.test)
     if session.validation is not None:
         path = session.folder / "best.pt"
         session.ranks.world.wait()  # until it is written
@@ -226,7 +220,7 @@ def kept(session: Session) -> str:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that receives the number of SIGINT or SIGTERM instead of their breaking into a step."""
+    """A list that gets the number of SIGINT or SIGTERM instead of their breaking into a step."""
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {}
@@ -256,9 +250,8 @@ def start(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     if ranks.leader:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(
-                folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False)
-            )
+            settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
+            checkpoint.write_text(folder / "config.yaml", settings)
         except OSError as error:
             raise ConfigError(
                 f"{folder} cannot be written ({error.strerror}); give another --out."
@@ -271,37 +264,30 @@ def start(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
 
 
 def refuse_used(folder: Path) -> None:
-    """A new run needs a folder of its own.
-
-    Raises:
-        ConfigError: the folder holds a run already.
-
-    """
+    """Raise ``ConfigError`` where ``folder`` holds a run: a new one needs a folder of its own."""
     if any((folder / name).exists() for name in ("config.yaml", "last.pt", "metrics.jsonl")):
         raise ConfigError(
-            f"{folder} already holds a run; resume it (targetprop resume {folder}) or give another --out."
+            f"{folder} already holds a run; resume it (targetprop resume {folder}) "
+            "or give another --out."
         )
 
 
 def resume(config: Config, folder: Path, name: str = "last.pt", ranks: Ranks = SINGLE) -> Session:
-    """Take up a run where its last checkpoint stands, or the one called ``name``; the number of ranks may be another."""
+    """Take up a run at its last checkpoint or the one called ``name``; other ranks may do it."""
     session = set_up(config, folder, ranks)
     path = folder / name
     session.restore(checkpoint.load(path), path)
     ranks.world.wait()  # until all have read it
     if ranks.leader:
         checkpoint.remove_parts(folder)
-        if (
-            name != "last.pt"
-        ):  # a damaged last.pt must not become the only predecessor of the next one
-            checkpoint.write_atomically(
-                folder / "last.pt", lambda file: file.write(path.read_bytes())
-            )
+        if name != "last.pt":  # a damaged last.pt must not become the next one's only predecessor
+            content = path.read_bytes()
+            checkpoint.write_atomically(folder / "last.pt", lambda file: file.write(content))
     return session
 
 
 def take_up(config: Config, folder: Path) -> Session:
-    """Resume the run in ``folder``, or start it where there is none, or none that has come to its first checkpoint."""
+    """Resume the run in ``folder``; start it where there is none, or none that has a checkpoint."""
     if (folder / "last.pt").exists():
         return resume(config, folder)
     for name in ("config.yaml", "metrics.jsonl"):

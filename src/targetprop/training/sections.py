@@ -31,9 +31,9 @@ class NetworkConfig:
     """The network.
 
     Attributes:
-        name: one of the networks, or ``package.module:make``, a callable ``make(in_shape, classes, **options)`` that can be
-            imported from the working directory.
-        options: keyword arguments of such a callable, ``--network.options.KEY VALUE``, and of "resnet20" and "vit".
+        name: one of the networks, or ``package.module:make``, to import from the working directory:
+            a callable ``make(in_shape, classes, **options)``.
+        options: keyword arguments of it, "resnet20" or "vit": ``--network.options.KEY VALUE``.
         channels: widths of a paired network; default its own.
         activation: likewise.
         bias: likewise, biases in forward and feedback maps.
@@ -61,7 +61,7 @@ class DataConfig:
         batch_size: of training.
         augment: of training images.
         padding: of random crops, in pixels.
-        validation: fraction of the training images held out to select the best weights by; 0 keeps the last.
+        validation: fraction of the training images held out to select weights by; 0 keeps the last.
         limit: train on the first so many images only.
         image_size: size of the images of a folder.
 
@@ -83,8 +83,8 @@ class AlgorithmConfig:
 
     Attributes:
         name: one of the algorithms.
-        beta: nudging strength of target propagation; default the algorithm's own, infinitesimal on plain modules.
-        solver: how feedback is learned; its settings stand in the section of its name. Default the algorithm's own.
+        beta: nudging strength of target propagation; default its own, vanishing on plain modules.
+        solver: how feedback is learned, set in the section of its name; default the algorithm's.
         loss: "cross_entropy" or "mse".
         label_smoothing: of the cross-entropy.
         variant: of sign symmetry.
@@ -168,11 +168,11 @@ class Config:
         steps: stop after so many steps, even within an epoch.
         seed: of weights, order of images, augmentation and feedback noise.
         device: "auto", "cpu", "cuda", ...
-        dtype: "float32", "float64", "tf32" (float32 with TF32 products on NVIDIA GPUs) or "bfloat16" (products only).
+        dtype: "float32", "float64", "tf32" (float32, NVIDIA products TF32), "bfloat16" (products).
         compile: mode of torch.compile for the passes of the algorithm; "off" runs them as they are.
         memory_format: of images and weights; "auto" lays channels innermost where torch bears it.
         log_every: steps between metrics.
-        measure_every: steps between measurements of the angle to the backprop gradient, each costing a backprop step; 0 never.
+        measure_every: steps between angles to the backprop gradient, a backprop step each; 0 never.
         checkpoint_every: steps between checkpoints beside those at each epoch's end; 0 none.
 
     """

@@ -91,5 +91,6 @@ def load_weights(net: nn.Module, state: dict[str, Any], path: Path) -> None:
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"{path}: its weights do not fit this network ({reason}); use the run's own configuration."
+            f"{path}: its weights do not fit this network ({reason}); "
+            "use the run's own configuration."
         ) from error
