@@ -398,6 +398,18 @@ def test_learned_gains_keep_the_format_of_autocast():
         assert model(x).dtype == wanted
 
 
+def test_probes_within_autocast_are_as_exact_as_without():
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        feedback = tp.attach(model, torch.randn(2, 16))
+        assert max(feedback.mismatch().values()) < 1e-5
+        with torch.no_grad():
+            model[2].feedback_weight.zero_()
+        feedback._link.stale = True
+        feedback.step()
+    assert max(feedback.mismatch().values()) < 1e-5
+
+
 def test_redrawn_sizes_of_a_registered_map_are_those_of_the_first_draw():
     class Own(nn.Conv2d):
         def forward(self, x):

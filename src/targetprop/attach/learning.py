@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Generator
 
 from targetprop.attach.growth import key_of
@@ -46,8 +48,9 @@ class Learning:
     def begin(self, sites: Sequence[Site]) -> None:
         """Bring the ω of ``sites`` under the solver's tolerance, from noise alone."""
         self.memory = {site.name: Memory() for site in sites}
-        for site in sites:
-            self.calibrate(site)
+        with own_format(sites):
+            for site in sites:
+                self.calibrate(site)
 
     def calibrate(self, site: Site) -> bool:
         """Likewise one map; False until it can be probed: a registered one needs an input."""
@@ -86,7 +89,13 @@ class Learning:
             for memory in self.memory.values():
                 memory.wait, memory.mismatch = 0, math.inf
         checking, self._unchecked = self._unchecked, False
-        report = {}
+        with own_format(sites):
+            return dict(self._probe_due(sites, checking))
+
+    def _probe_due(
+        self, sites: Sequence[Site], checking: bool
+    ) -> Iterator[tuple[str, FeedbackReport]]:
+        """The maps whose turn it is, each with what was done to it."""
         for site in sites:
             redraw(site, self.rule, self.seed, self.steps)
             memory = self.memory[site.name]
@@ -107,8 +116,7 @@ class Learning:
                 )
                 if learned is not None:
                     site.write(learned)
-            report[site.name] = FeedbackReport(1, mismatch=memory.mismatch)
-        return report
+            yield site.name, FeedbackReport(1, mismatch=memory.mismatch)
 
     def _noise(self, site: Site, memory: Memory) -> int:
         """The seed of a map's next probe."""
@@ -169,6 +177,15 @@ class Learning:
         self.steps, self._unchecked = state["steps"], False
         for name, memory in state["maps"].items():
             self.memory[name].load_state_dict(memory)
+
+
+@contextmanager
+def own_format(sites: Sequence[Site]) -> Iterator[None]:
+    """Probes multiply in the format of θ, float32 at least, also where ``torch.autocast`` is on."""
+    with ExitStack() as stack:
+        for kind in {site.omega.device.type for site in sites} - {"meta"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def redraw(site: Site, rule: Rule, seed: int, step: int) -> None:
