@@ -175,7 +175,7 @@ def test_image_folder(tmp_path):
     data = load("folder", tmp_path)
     assert data.in_shape == (3, 4, 5)
     assert data.classes == 2
-    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]  # a limit takes all classes alike
     assert load("folder", tmp_path, image_size=8).in_shape == (3, 8, 8)
     Image.new("RGB", (9, 9)).save(tmp_path / "train" / "ant" / "9.png")
     with pytest.raises(DataError, match=r"give data\.image_size"):
@@ -377,3 +377,34 @@ def test_split_is_a_partition():
     assert len(held) == 10
     with pytest.raises(ValueError, match=r"outside \[0, 1\)"):
         split(batches().data, 1.0)
+
+
+def test_what_torchvision_laid_down_is_found(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 3), ("t10k", 2)):
+        pixels = np.zeros((count, 2, 2), np.uint8)
+        sizes = np.array(pixels.shape, ">u4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels.tobytes())
+        labels = b"\0\0\x08\x01" + np.array([count], ">u4").tobytes() + bytes(range(count))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    found = load("mnist", tmp_path)
+    assert (len(found.train), len(found.test)) == (3, 2)
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="lacks .*MNIST/raw/t10k-labels-idx1-ubyte;"):
+        load("mnist", tmp_path)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(DataError, match="cifar-10-batches-py: holds pickles"):
+        load("cifar10", tmp_path)
+
+
+def test_the_fingerprint_of_a_data_set_tells_swapped_labels_and_classes():
+    whole = load("digits")
+    swapped = Images(whole.train.images, whole.train.labels.roll(1))
+    others = [
+        replace(whole, train=swapped),
+        replace(whole, test=whole.test[:-1]),
+        replace(whole, names=tuple("abcdefghij")),
+    ]
+    assert load("digits").fingerprint == whole.fingerprint
+    assert all(other.fingerprint != whole.fingerprint for other in others)

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     console.print(
         f"{args.name}: {len(found.train)} training and {len(found.test)} test images of shape "
         f"{found.in_shape}, {found.classes} classes, files intact"
+        + (f"; passed over: {found.skipped}" if found.skipped else "")
     )
 
 

@@ -11,14 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from targetprop.data import formats
+from targetprop.data.folder import listing, read_folder
 from targetprop.data.formats import DataError, Images
 from targetprop.data.sources import File, source
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory; ``mean`` and ``std`` per channel are those of pixels in [0, 1]."""
+    """A data set in memory.
+
+    Attributes:
+        name: of ``SOURCES``.
+        train: images to train with.
+        test: images to test with.
+        classes: their number.
+        mean: per channel, of pixels in [0, 1].
+        std: likewise.
+        names: of the classes, where folders name them.
+        skipped: how many files were passed over, by kind.
+
+    """
 
     name: str
     train: Images
@@ -26,6 +38,26 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    names: tuple[str, ...] = ()
+    skipped: str = ""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run records of its data: names and numbers, a digest of labels and of pixels.
+
+        All labels count, and about 4,000 images spread over the set.
+        """
+        digest = hashlib.sha256()
+        for part in (self.train, self.test):
+            digest.update(part.labels.numpy().tobytes())
+            digest.update(part.images[:: max(1, len(part) // 4000)].numpy().tobytes())
+        return {
+            "name": self.name,
+            "classes": list(self.names) or self.classes,
+            "train": len(self.train),
+            "test": len(self.test),
+            "sha256": digest.hexdigest(),
+        }
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
@@ -41,6 +73,17 @@ def default_folder() -> Path:
     return Path(os.environ.get("TARGETPROP_DATA") or pooch.os_cache("targetprop"))
 
 
+INNER = {
+    "cifar10": ("cifar-10-batches-bin",),
+    "cifar100": ("cifar-100-binary",),
+    "mnist": ("MNIST/raw",),
+    "fashion-mnist": ("FashionMNIST/raw",),
+}
+"""Folders that archives and torchvision make for a data set."""
+
+PICKLED = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
 def locate(name: str, folder: Path | None = None) -> tuple[list[Path], tuple[File, ...]]:
     """The files of a data set under ``folder`` or ``folder/NAME``.
 
@@ -50,15 +93,26 @@ def locate(name: str, folder: Path | None = None) -> tuple[list[Path], tuple[Fil
     """
     about = source(name)
     folder = default_folder() if folder is None else folder
-    inner = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}.get(name, name)
-    places = [folder / name, folder / name / inner, folder, folder / inner]
+    places = [folder / name, folder, *(folder / inner for inner in INNER.get(name, ()))]
+    places += [folder / name / inner for inner in INNER.get(name, ())]
+    nearest: tuple[int, list[Path]] = 0, []
     for files in about.layouts:
         for place in places:
-            paths = [place / file.name for file in files]
-            if all(path.is_file() for path in paths):
-                return paths, files
+            missing = [place / file.name for file in files if not (place / file.name).is_file()]
+            if not missing:
+                return [place / file.name for file in files], files
+            nearest = max(nearest, (len(files) - len(missing), missing), key=lambda found: found[0])
     remedy = about.remedy or f"run: targetprop data fetch {name} --data-dir {folder}"
-    raise DataError(f"data set '{name}' is not in {folder}; {remedy}.")
+    if nearest[0]:
+        lacking = ", ".join(str(path) for path in nearest[1])
+        raise DataError(f"data set '{name}' lacks {lacking}; {remedy}.")
+    pickled = next((p for place in places if (p := place / PICKLED.get(name, "-")).exists()), None)
+    if pickled:
+        raise DataError(
+            f"{pickled}: holds pickles, which could run any program and are not read; {remedy}."
+        )
+    expected = ", or ".join(", ".join(file.name for file in files) for files in about.layouts)
+    raise DataError(f"data set '{name}' is not in {folder} (looked for {expected}); {remedy}.")
 
 
 def verify(path: Path, file: File) -> None:
@@ -111,13 +165,14 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
                 "the data set 'folder' needs its root; "
                 "give --data-dir ROOT with ROOT/train and ROOT/test."
             )
-        train, names = formats.read_folder(folder / "train", image_size)
-        test, _ = formats.read_folder(folder / "test", image_size, names)
+        train, names, skipped = read_folder(folder / "train", image_size)
+        test, _, also = read_folder(folder / "test", image_size, names)
         if train.images.shape[1:] != test.images.shape[1:]:
             raise DataError(
                 f"{folder}: training and test images differ in size; give data.image_size."
             )
-        return Dataset(name, train, test, len(names), about.mean, about.std)
+        passed = listing(skipped + also)
+        return Dataset(name, train, test, len(names), about.mean, about.std, tuple(names), passed)
     else:
         paths, files = locate(name, folder)
         for path, file in zip(paths, files, strict=True):

@@ -48,7 +48,8 @@ def read_folder(
 
     """
     with reading(root):
-        found = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        entries = sorted(root.iterdir()) if root.is_dir() else []
+    found = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     if not found:
         raise DataError(f"{root}: holds no class folders; expected {root}/CLASS/IMAGE.")
     names = [p.name for p in found] if names is None else list(names)

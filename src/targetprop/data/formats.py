@@ -46,6 +46,16 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file.") from error
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: does not fit into memory; take fewer or smaller images."
+        ) from error
+    except OSError as error:
+        if error.errno is None:  # Pillow's own, of a damaged image
+            raise DataError(f"{path}: damaged ({error}); get it anew.") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); see who may read it."
+        ) from error
     except (
         Exception
     ) as error:  # parsers of hostile bytes raise nearly anything; the cause stays chained
@@ -188,55 +198,6 @@ def read_imagenet32(paths: Sequence[Path], classes: int = 1000) -> Images:
             images = torch.from_numpy(data.copy()).view(-1, 3, 32, 32)
             parts.append(checked(images, labels.astype(np.int64) - 1, classes, path))
     return join(parts)
-
-
-def read_folder(
-    root: Path, size: int | None = None, names: Sequence[str] | None = None
-) -> tuple[Images, list[str]]:
-    """Images under ``root/CLASS/*``; classes in alphabetic order unless ``names`` gives them.
-
-    Args:
-        root: the folder of class folders.
-        size: resize every image to size × size; without it all must be of one size already.
-        names: the classes to expect.
-
-    Raises:
-        DataError: no classes, an unreadable image, unequal sizes, or a class not in ``names``.
-
-    """
-    from PIL import Image
-
-    found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    if not found:
-        raise DataError(f"{root}: holds no class folders; expected {root}/CLASS/IMAGE.")
-    names = list(names or found)
-    if set(found) - set(names):
-        raise DataError(
-            f"{root}: class '{sorted(set(found) - set(names))[0]}' "
-            "does not occur in the training folder."
-        )
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    for name in found:
-        for path in sorted((root / name).iterdir()):
-            if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".bmp", ".webp"):
-                continue
-            with reading(path), Image.open(path) as picture:
-                rgb = picture.convert("RGB")
-                pixels = np.asarray(
-                    rgb.resize((size, size), Image.Resampling.BILINEAR) if size else rgb
-                )
-            if images and pixels.shape != images[0].shape:
-                raise DataError(
-                    f"{path}: size {pixels.shape[:2]} differs from {images[0].shape[:2]}; "
-                    "give data.image_size."
-                )
-            images.append(pixels)
-            labels.append(names.index(name))
-    if not images:
-        raise DataError(f"{root}: holds no images (.png, .jpg, .bmp, .webp) in its class folders.")
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return checked(stacked, np.asarray(labels), len(names), root), names
 
 
 def join(parts: Sequence[Images]) -> Images:

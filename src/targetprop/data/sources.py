@@ -69,12 +69,13 @@ def _imagenet32(paths: list[Path], classes: int) -> tuple[Images, Images]:
     )
 
 
-def _idx_files(base: str, digests: tuple[str, str, str, str]) -> tuple[File, ...]:
+def _idx_layouts(base: str, digests: tuple[str, ...]) -> tuple[tuple[File, ...], ...]:
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return tuple(
+    zipped = tuple(
         File(f"{name}-ubyte.gz", f"md5:{digest}", f"{base}{name}-ubyte.gz")
         for name, digest in zip(names, digests, strict=True)
     )
+    return zipped, tuple(File(f"{name}-ubyte") for name in names)
 
 
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"
@@ -109,15 +110,13 @@ SOURCES = {
             10,
             (0.5,),
             (0.5,),
-            (
-                _idx_files(
-                    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                    (
-                        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                        "d53e105ee54ea40749a09fcbcd1e9432",
-                        "9fb629c4189551a2d022fa330f9573f3",
-                        "ec29112dd5afa0611ce80d1b7f02629c",
-                    ),
+            _idx_layouts(
+                "https://ossci-datasets.s3.amazonaws.com/mnist/",
+                (
+                    "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                    "d53e105ee54ea40749a09fcbcd1e9432",
+                    "9fb629c4189551a2d022fa330f9573f3",
+                    "ec29112dd5afa0611ce80d1b7f02629c",
                 ),
             ),
             _idx,
@@ -128,15 +127,13 @@ SOURCES = {
             10,
             (0.5,),
             (0.5,),
-            (
-                _idx_files(
-                    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-                    (
-                        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                        "25c81989df183df01b3e8a0aad5dffbe",
-                        "bef4ecab320f06d8554ea6380940ec79",
-                        "bb300cfdad3c16e7a12a480ee83cd310",
-                    ),
+            _idx_layouts(
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                (
+                    "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                    "25c81989df183df01b3e8a0aad5dffbe",
+                    "bef4ecab320f06d8554ea6380940ec79",
+                    "bb300cfdad3c16e7a12a480ee83cd310",
                 ),
             ),
             _idx,

@@ -93,16 +93,14 @@ class PlainLoader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def mapping(self, node: Any) -> dict[Any, Any]:
         """A mapping from words, each once."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key.value, str) or key.value in seen:
                 refuse(f"key {key.value!r} is not one word, once", key.start_mark)
             seen.add(key.value)
-        return {
-            str(key): value for key, value in super().construct_mapping(node, deep=True).items()
-        }
+        return {str(key): value for key, value in self.construct_mapping(node, deep=True).items()}
 
 
 def whole_number(loader: Any, node: Any) -> int:
@@ -119,9 +117,7 @@ def refused(loader: Any, node: Any) -> NoReturn:
 
 PlainLoader.add_constructor("tag:yaml.org,2002:int", whole_number)
 PlainLoader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
-PlainLoader.add_constructor(
-    "tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node)
-)
+PlainLoader.add_constructor("tag:yaml.org,2002:map", PlainLoader.mapping)
 for kind in ("binary", "set", "omap", "pairs"):
     PlainLoader.add_constructor(f"tag:yaml.org,2002:{kind}", refused)
 

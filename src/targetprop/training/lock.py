@@ -48,7 +48,7 @@ def taken(path: Path) -> int:
         except BlockingIOError as error:
             os.close(handle)
             raise FileError(
-                f"{path.parent} is written by another process now; wait for it, or give another --out."
+                f"{path.parent} is written by another process; wait for it or give another --out."
             ) from error
         except OSError:  # a file system without locks
             return handle
