@@ -391,7 +391,7 @@ def test_what_torchvision_laid_down_is_found(tmp_path):
     found = load("mnist", tmp_path)
     assert (len(found.train), len(found.test)) == (3, 2)
     (raw / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match="lacks .*MNIST/raw/t10k-labels-idx1-ubyte;"):
+    with pytest.raises(DataError, match=r"lacks .*MNIST/raw/t10k-labels-idx1-ubyte;"):
         load("mnist", tmp_path)
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(DataError, match="cifar-10-batches-py: holds pickles"):

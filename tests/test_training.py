@@ -18,7 +18,7 @@ import yaml
 
 from targetprop.commands import common
 from targetprop.commands import main as cli
-from targetprop.training import build, checkpoint, config, loop
+from targetprop.training import build, checkpoint, config, loop, runner
 from targetprop.training.logging import commit, read_metrics
 
 TINY = [
@@ -334,13 +334,13 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, algorithm, capsys):
         if session.progress.step in (4, 13):
             os.kill(os.getpid(), signal.SIGINT)
 
-    session = loop.start(chosen, cut)
+    session = runner.start(chosen, cut)
     for expected in (4, 13):
         with pytest.raises(
             loop.Interrupted, match=f"step {expected}; go on with: targetprop resume"
         ):
             loop.run(session, interrupt)
-        session = loop.resume(common.run_config(cut), cut)
+        session = runner.resume(common.run_config(cut), cut)
     assert run("resume", cut) == 0
     assert equal(weights(tmp_path / "whole"), weights(cut))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from rich.progress import (
 )
 
 from targetprop.analysis import figures
+from targetprop.commands import terminal
 from targetprop.ranks import Ranks
 from targetprop.training import config, launch, loop
 from targetprop.training.config import Config, ConfigError
+from targetprop.training.lock import locked
 from targetprop.training.logging import read_metrics
 
-console = Console()
+console = Console(width=terminal.width())
 
 
 def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
@@ -109,6 +111,18 @@ class Stopped(Exception):
         self.message = message
 
 
+def say(text: str) -> None:
+    """Print a line whole, whatever is in it."""
+    console.print(terminal.harmless(text), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def held(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Lock a run's folder, once for all its processes."""
+    with locked(folder) if ranks.leader else nullcontext():
+        yield
+
+
 @contextmanager
 def ranks_of(args: argparse.Namespace) -> Iterator[Ranks]:
     """The processes to train with: this one, torchrun's or, where several are asked for, new ones.
@@ -172,7 +186,7 @@ def follow(session: loop.Session, deadline: float = float("inf")) -> None:
     if session.ranks.leader:
         curves = {session.folder.name: read_metrics(session.folder / "metrics.jsonl")}
         figures.draw_runs(curves, session.folder / "curves.png")
-    console.print(
+    say(
         f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
         f"{1000 * result['seconds_per_step']:.1f} ms per step"
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.table import Table
 
 from targetprop.analysis import figures, tables
-from targetprop.commands.common import console, no_more, run_config
+from targetprop.commands.common import console, no_more, run_config, say
 from targetprop.training.config import ConfigError
-from targetprop.training.logging import read_metrics
+from targetprop.training.logging import read_metrics, read_result
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -31,8 +30,9 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         rows[label] = read_metrics(folder / "metrics.jsonl")
         if not rows[label]:
             raise ConfigError(f"{folder} holds no metrics yet; let it run first.")
-        path = folder / "result.json"
-        result = json.loads(path.read_text()) if path.exists() else None
+        result = read_result(folder)
+        if result is None and (folder / "result.json").exists():
+            say(f"passed over: {folder}/result.json is damaged; resume the run to write it anew")
         lines.append(tables.summarise(label, chosen.to_dict(), rows[label], result))
     table = Table(*tables.HEADINGS)
     for line in lines:

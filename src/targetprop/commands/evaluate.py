@@ -8,7 +8,8 @@ from pathlib import Path
 
 from targetprop.commands.common import console, data_dir, overrides, run_config
 from targetprop.training import build, checkpoint, evaluate
-from targetprop.training.session import load_weights
+from targetprop.training.checkpoint import CheckpointError
+from targetprop.training.session import demand_same_data, load_weights
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -24,8 +25,14 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     folder = Path(args.run)
     chosen = run_config(folder, [*overrides(words), *data_dir(args)])
     path = folder / f"{args.weights}.pt"
+    if args.weights == "best" and not path.exists():
+        raise CheckpointError(
+            f"{path}: no such checkpoint: without validation images there is no best one; "
+            "give --weights last."
+        )
     state = checkpoint.load(path)
     session = build.set_up(chosen, folder)
+    demand_same_data({"classes": session.data["classes"]}, state, path)
     load_weights(session.net, state, path)
     scores = evaluate.accuracy(session.net, session.algo, session.test)
     if args.json:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 
 from targetprop import PairingError, __version__
 from targetprop.commands import (
@@ -18,16 +23,18 @@ from targetprop.commands import (
     resume,
     scaling,
     sweep,
+    terminal,
     train,
 )
 from targetprop.commands.common import Stopped
 from targetprop.data import DataError
 from targetprop.ranks import RankLost
-from targetprop.training import launch, loop
+from targetprop.training import config, launch, loop
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import ConfigError
+from targetprop.training.files import FileError
 
-BAD_INPUT, DIVERGED = 2, 3
+BAD_INPUT, DIVERGED, UNFORESEEN = 2, 3, 70
 COMMANDS = {
     "train": train,
     "resume": resume,
@@ -67,37 +74,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 2 bad input (one sentence on standard error), 3 training diverged, 4 contact with
     another rank lost, 128 + n stopped by signal n. Of what all processes see rank 0 speaks.
     """
+    words = joined(sys.argv[1:] if argv is None else list(argv))
+    terminal.settle()
     try:
-        args, rest = parser().parse_known_args(argv)
-        args.words = sys.argv[1:] if argv is None else list(argv)
+        args, rest = parser().parse_known_args(words)
+        args.words = words
         args.action(args, rest)
     except Stopped as stopped:
         return complain(stopped, stopped.code) if stopped.message else stopped.code
     except RankLost as error:
         return launch.LOST if launch.LAUNCHED in os.environ else complain(error, launch.LOST)
-    except (ConfigError, DataError, CheckpointError, PairingError) as error:
+    except (ConfigError, DataError, CheckpointError, FileError, PairingError) as error:
         return complain(error, BAD_INPUT)
     except loop.Diverged as error:
         return DIVERGED if rank() else complain(error, DIVERGED)
     except loop.Interrupted as error:
         return 128 + error.number if rank() else complain(error, 128 + error.number)
     except OSError as error:
-        return complain(
-            OSError(
-                f"{error.filename or 'a file'}: {error.strerror or error}; "
-                "free it or choose another place."
-            ),
-            BAD_INPUT,
-        )
+        where, why = error.filename or "a file", error.strerror or error
+        return complain(f"{where}: {why}; free it or choose another place.", BAD_INPUT)
     except KeyboardInterrupt:
-        return complain(RuntimeError("stopped before training began; nothing was lost."), 130)
+        return complain("stopped before training began; nothing was lost.", 130)
+    except Exception as error:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in str(error):
+            return complain("out of memory; take a smaller data.batch_size or network.", BAD_INPUT)
+        return complain(unforeseen(error), UNFORESEEN)
     return 0
 
 
-def complain(error: Exception, code: int) -> int:
+def joined(words: Sequence[str]) -> list[str]:
+    """The words, each setting one with its value: it may then stand before the command's own."""
+    known, found, rest = set(config.keys()), [], list(words)
+    while rest:
+        word = rest.pop(0)
+        key = word[2:] if word.startswith("--") else ""
+        if (
+            rest
+            and not rest[0].startswith("--")
+            and (key in known or "." in key)
+            and "=" not in key
+        ):
+            word = f"{word}={rest.pop(0)}"
+        found.append(word)
+    return found
+
+
+def unforeseen(error: Exception) -> str:
+    """A sentence for what nothing above knows; the traceback goes to a file."""
+    path = Path(tempfile.gettempdir()) / f"targetprop-{os.getpid()}.log"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="replace")
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"unforeseen {type(error).__name__}: {first}; its traceback is in {path}, please report it."
+    )
+
+
+def complain(error: Exception | str, code: int) -> int:
     """Print one sentence on standard error."""
     who = f"targetprop, rank {rank()}" if launch.started() else "targetprop"
-    print(f"{who}: {error}", file=sys.stderr)
+    print(terminal.harmless(f"{who}: {error}"), file=sys.stderr)
     return code
 
 

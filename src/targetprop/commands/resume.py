@@ -6,15 +6,17 @@ import argparse
 from pathlib import Path
 
 from targetprop.commands.common import (
-    console,
     data_dir,
     follow,
+    held,
     overrides,
     ranks_of,
     run_config,
+    say,
     spread_out,
 )
-from targetprop.training import checkpoint, loop
+from targetprop.training import checkpoint, runner
+from targetprop.training.logging import read_result
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -36,13 +38,13 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         path, refused = checkpoint.newest_valid(Path(args.run))
     folder = path.parent
     chosen = run_config(folder, [*overrides(words), *data_dir(args)])
-    with ranks_of(args) as ranks:
+    with ranks_of(args) as ranks, held(folder, ranks):
         for reason in refused:
-            console.print(f"passed over: {reason}", soft_wrap=True)
+            say(f"passed over: {reason}")
         if args.auto:
-            console.print(f"{path} is the newest valid checkpoint", soft_wrap=True)
-        session = loop.resume(chosen, folder, path.name, ranks)
-        if session.progress.step >= session.last_step and (folder / "result.json").exists():
-            console.print(f"{folder} is finished.")
+            say(f"{path} is the newest valid checkpoint")
+        session = runner.resume(chosen, folder, path.name, ranks, say)
+        if session.progress.step >= session.last_step and read_result(folder):
+            say(f"{folder} is finished.")
             return
         follow(session)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from targetprop.commands.common import console, data_dir, follow, overrides, writable
+from targetprop.commands.common import console, data_dir, follow, overrides, say, writable
 from targetprop.experiments import sweep
+from targetprop.training.loop import Diverged
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -33,7 +34,11 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     )
     folder = writable(args.out)
     for cell in found:
-        sweep.run_cell(cell, lambda session: follow(session, deadline))
+        diverged = sweep.run_cell(cell, lambda session: follow(session, deadline))
+        if diverged:
+            say(diverged)
+    if all(cell.result is None for cell in found):
+        raise Diverged("no run of the sweep came to its end.")
     table = Table(*sweep.HEADINGS)
     for line in sweep.write(found, folder):
         table.add_row(*sweep.row(line))

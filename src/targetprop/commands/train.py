@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from targetprop.commands.common import data_dir, follow, overrides, ranks_of, spread_out
-from targetprop.training import config, loop
+from targetprop.commands.common import data_dir, follow, held, overrides, ranks_of, spread_out
+from targetprop.training import config, runner
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -21,6 +21,6 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     """Start a run."""
     chosen = config.load(args.preset, [*overrides(words), *data_dir(args)])
     folder = Path(args.out or Path("runs") / Path(args.preset).stem)
-    loop.refuse_used(folder)
-    with ranks_of(args) as ranks:
-        follow(loop.start(chosen, folder, ranks))
+    runner.refuse_used(folder)
+    with ranks_of(args) as ranks, held(folder, ranks):
+        follow(runner.start(chosen, folder, ranks))

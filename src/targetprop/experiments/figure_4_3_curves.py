@@ -27,7 +27,7 @@ from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, Solv
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import ROWS
 from targetprop.laboratory.layers import Layer, Trace
-from targetprop.training import config, loop
+from targetprop.training import config, runner
 from targetprop.training.config import Config
 from targetprop.training.logging import read_metrics
 
@@ -205,7 +205,7 @@ def over_training(place: Place) -> None:
         folder = place.folder / "cells" / "training" / slug(label) / "run"
 
         def compute(_: Path, run: Config = run, folder: Path = folder) -> Result:
-            return loop.run(loop.take_up(run, folder))
+            return runner.run(runner.take_up(run, folder))
 
         cell(place, f"training/{slug(label)}", run_settings(run), compute)
         measured = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("angle")]

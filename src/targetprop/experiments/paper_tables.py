@@ -23,7 +23,7 @@ from targetprop.experiments.cells import (
     write_csv,
     write_markdown,
 )
-from targetprop.training import config, loop
+from targetprop.training import config, loop, runner
 from targetprop.training.logging import read_metrics
 
 Results = dict[tuple[str, str], list[Result]]
@@ -224,7 +224,7 @@ def train(place: Place, where: str, run: config.Config) -> Result:
 
     def compute(folder: Path) -> Result:
         try:
-            result = loop.run(loop.take_up(run, folder / "run"))
+            result = runner.run(runner.take_up(run, folder / "run"))
         except loop.Diverged as error:
             return {"diverged": str(error)}
         return {**result, **angle_summary(read_metrics(folder / "run" / "metrics.jsonl"))}

@@ -12,9 +12,11 @@ from typing import Any
 
 from targetprop.analysis.tables import markdown, number
 from targetprop.experiments.bench_report import provenance
-from targetprop.training import config, loop, session
+from targetprop.training import config, loop, runner, session
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
+from targetprop.training.lock import locked
+from targetprop.training.logging import read_result
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,7 @@ class Cell:
     @property
     def result(self) -> dict[str, Any] | None:
         """What the run wrote at its end, if it has ended."""
-        path = self.folder / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_result(self.folder)
 
 
 def cells(
@@ -44,11 +45,14 @@ def cells(
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds} is out of range; expected at least 1.")
+    if any(key == "seed" for key, _ in settings):
+        raise ConfigError("seed would change nothing: a sweep takes seeds 0, 1, ...; give --seeds.")
+    labels = distinct(names)
     found = []
     for seed in range(seeds):
         for name in names:
             chosen = config.load(name, [*settings, ("seed", seed)])
-            cell = Cell(name, seed, chosen, folder / Path(name).stem / f"seed-{seed}")
+            cell = Cell(name, seed, chosen, folder / labels[name] / f"seed-{seed}")
             path = cell.folder / "config.yaml"
             if path.exists() and (held := differences(config.load(str(path)), chosen)):
                 raise ConfigError(
@@ -56,6 +60,21 @@ def cells(
                 )
             found.append(cell)
     return found
+
+
+def distinct(names: Sequence[str]) -> dict[str, str]:
+    """The folder of every preset or file: its stem, its whole name where stems are alike.
+
+    Raises:
+        ConfigError: one is named twice.
+
+    """
+    twice = [name for name in names if list(names).count(name) > 1]
+    if twice:
+        raise ConfigError(f"'{twice[0]}' is named twice; its seeds would be one run each.")
+    stems = [Path(name).stem for name in names]
+    alike = {name for name in names if stems.count(Path(name).stem) > 1}
+    return {name: name.replace("/", "-") if name in alike else Path(name).stem for name in names}
 
 
 def differences(a: Config, b: Config) -> str:
@@ -67,10 +86,20 @@ def differences(a: Config, b: Config) -> str:
     )
 
 
-def run_cell(cell: Cell, follow: Callable[[session.Session], None]) -> None:
-    """Start the cell's run, go on with it, or leave it alone if it has ended."""
+def run_cell(cell: Cell, follow: Callable[[session.Session], None]) -> str | None:
+    """Start the cell's run, go on with it, or leave it alone if it has ended.
+
+    Returns:
+        why it ended without a result, if it diverged: the sweep goes on.
+
+    """
     if cell.result is None:
-        follow(loop.take_up(cell.config, cell.folder))
+        with locked(cell.folder):
+            try:
+                follow(runner.take_up(cell.config, cell.folder))
+            except loop.Diverged as error:
+                return f"{cell.folder} diverged: {error}"
+    return None
 
 
 @dataclass(frozen=True)

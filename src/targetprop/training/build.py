@@ -259,5 +259,16 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     validation = batches(held_out, ranks.world) if len(held_out) else None
     test = batches(dataset.test, ranks.world)
     return Session(
-        config, folder, net, algo, optimizer, schedule, train, validation, test, Progress(), ranks
+        config,
+        folder,
+        net,
+        algo,
+        optimizer,
+        schedule,
+        train,
+        validation,
+        test,
+        Progress(),
+        ranks,
+        dataset.fingerprint,
     )

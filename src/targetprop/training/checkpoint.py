@@ -10,14 +10,19 @@ import hashlib
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from targetprop.training import files
+from targetprop.training.files import FileError
+
 FORMAT = 3
+HUGE = 2**36
+"""Bytes of a checkpoint at most."""
+
 MARK = b"targetprop sha256:"
 
 
@@ -27,16 +32,19 @@ class CheckpointError(Exception):
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write ``path`` by a temporary file beside it, which replaces it once complete on disk."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    name = path.with_name(f".{path.name}.{os.getpid()}.part")
+    name.unlink(missing_ok=True)
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as error:
+        name.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -80,7 +88,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     """
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path, HUGE)
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such checkpoint; train first, or name the run's folder."
@@ -106,6 +116,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return state
 
 
+OURS = ("last.pt", "previous.pt", "best.pt")
+
+
 def newest_valid(folder: Path) -> tuple[Path, list[str]]:
     """The newest checkpoint of ``folder`` or its run folders that loads; why newer ones do not.
 
@@ -113,22 +126,31 @@ def newest_valid(folder: Path) -> tuple[Path, list[str]]:
         CheckpointError: there is none.
 
     """
-    refused = []
-    for path in sorted(
-        folder.rglob("*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True
-    ):
-        if not (path.parent / "config.yaml").is_file():
+    refused: list[str] = []
+    best: tuple[int, float, Path] | None = None
+    for path in sorted(folder.rglob("*.pt")):
+        if path.name not in OURS or not (path.parent / "config.yaml").is_file():
             continue
         try:
-            load(path)
+            step = load(path)["progress"]["step"]
+            found = int(step), path.stat().st_mtime, path
+            best = found if best is None else max(best, found)
         except CheckpointError as error:
             refused.append(str(error))
-            continue
-        return path, refused
+        except (LookupError, TypeError, ValueError):
+            refused.append(f"{path}: holds no progress.")
+    if best is not None:
+        return best[2], refused
     reasons = f" ({'; '.join(refused)})" if refused else ""
     raise CheckpointError(
         f"{folder}: no checkpoint here can be loaded{reasons}; train first, or name another folder."
     )
+
+
+def set_aside(path: Path) -> None:
+    """Rename what stands where a checkpoint belongs and is no file."""
+    if path.exists() and not path.is_file():
+        os.replace(path, path.with_name(f"{path.name}.set-aside"))
 
 
 def keep_previous(path: Path) -> None:

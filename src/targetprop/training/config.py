@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from targetprop.training import files
 from targetprop.training.check import check
+from targetprop.training.files import FileError
 from targetprop.training.sections import (
     Config,
     ConfigError,
@@ -38,6 +38,14 @@ OPTIONS = "network.options."
 """What the keys of a network's own options begin with."""
 
 
+SECTIONS = [
+    entry.name
+    for entry in fields(Config)
+    if callable(entry.default_factory) and is_dataclass(entry.default_factory())
+]
+"""The settings that are sections of others."""
+
+
 def keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the configuration."""
     for entry in fields(kind):
@@ -49,8 +57,10 @@ def keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested values."""
+    """(dotted key, value) of nested values; a section without any is none."""
     for key, value in values.items():
+        if value is None and f"{prefix}{key}" in SECTIONS:
+            continue
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         else:
@@ -70,7 +80,7 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
     options: dict[str, Any] = {}
     for key, value in settings:
         if key == OPTIONS[:-1]:
-            given = yaml.safe_load(value) if isinstance(value, str) else value
+            given = files.parse_yaml(value, key) if isinstance(value, str) else value
             if not isinstance(given, dict):
                 raise ConfigError(
                     f"network.options={value} is no mapping; write --network.options.KEY VALUE."
@@ -78,7 +88,7 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
             options |= given
         elif key.startswith(OPTIONS):
             options[key.removeprefix(OPTIONS)] = (
-                yaml.safe_load(value) if isinstance(value, str) else value
+                files.parse_yaml(value, key) if isinstance(value, str) else value
             )
         elif key not in known:
             raise ConfigError(f"unknown key '{key}'; {nearest(key, known)}")
@@ -125,7 +135,7 @@ def presets() -> dict[str, dict[str, Any]]:
         resources.files("targetprop.presets").iterdir(), key=lambda entry: entry.name
     ):
         if file.name.endswith(".yaml"):
-            task = yaml.safe_load(file.read_text())
+            task = files.parse_yaml(file.read_text(), file.name)
             for variant, settings in task["variants"].items():
                 found[f"{file.name[:-5]}-{variant}"] = dict(
                     [*flat(task["common"]), *flat(settings or {})]
@@ -151,15 +161,13 @@ def load(name: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"unknown preset '{name}'; {nearest(name, list(known))}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = files.read_yaml(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"no such file: {path}; give a YAML file or a preset ({', '.join(known)})."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as YAML: {' '.join(str(error).split())}."
-        ) from error
+    except FileError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, expected keys with values.")
     base = values.pop("preset", None)

@@ -51,7 +51,7 @@ def read_bytes(path: Path, limit: int = SMALL) -> bytes:
                 f"{path}: has {found.st_size} bytes, expected at most {limit}; is it what it says?"
             )
         with open(handle, "rb", closefd=False) as file:
-            return file.read(limit + 1)
+            return file.read(found.st_size)
     finally:
         os.close(handle)
 
@@ -174,8 +174,9 @@ def rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         FileError: it is no regular file.
 
     """
-    for line in read_bytes(path, LARGE).splitlines(keepends=True):
-        try:
-            yield line, parse_json(line.decode(), path)
-        except (FileError, UnicodeDecodeError):
-            yield line, None
+    for line in read_bytes(path, LARGE).split(b"\n"):
+        if line:
+            try:
+                yield line + b"\n", parse_json(line.decode(), path)
+            except (FileError, UnicodeDecodeError):
+                yield line + b"\n", None

@@ -25,9 +25,14 @@ def locked(folder: Path) -> Iterator[None]:
 
     """
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    handle = taken(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = taken(path)
+    except OSError as error:
+        raise FileError(
+            f"{folder} cannot be written ({error.strerror}); give another --out."
+        ) from error
     try:
         yield
     finally:

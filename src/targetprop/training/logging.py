@@ -9,23 +9,49 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 import targetprop
-from targetprop.training.checkpoint import write_text
+from targetprop.training import files
+from targetprop.training.checkpoint import write_atomically
+from targetprop.training.files import FileError
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """Indented JSON, with a newline at its end."""
+    return json.dumps(values, indent=2) + "\n"
+
+
+def is_row(row: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a line of a metrics file is one of ours."""
+    return (
+        isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a metrics file; a last line torn by a kill is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a metrics file; lines that are none, such as one torn by a kill, are left out."""
+    if not path.exists():
+        return []
+    return [row for _, row in files.rows(path) if is_row(row)]
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a run wrote at its end; None where it has not ended, or its file is damaged."""
+    try:
+        found = files.read_json(folder / "result.json")
+        accuracy = found["test"]["accuracy"]
+        numbers = (found["steps"], found["seconds_per_step"], accuracy)
+    except (FileNotFoundError, FileError, KeyError, TypeError):
+        return None
+    return found if all(isinstance(n, (int, float)) for n in numbers) else None
+
+
+def is_before(row: dict[str, Any], step: int) -> bool:
+    """Whether a row is older than the checkpoint of ``step``, whose own is computed anew."""
+    return row["step"] < step or (row["step"] == step and row["kind"] == "validation")
 
 
 class Metrics:
@@ -42,8 +68,9 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        lines = files.rows(path) if step and path.exists() else ()
+        kept = [line for line, row in lines if is_row(row) and is_before(row, step)]
+        write_atomically(path, lambda file: file.writelines(kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
         self._writer = SummaryWriter(
             str(folder / "tensorboard"), purge_step=step + 1 if step else None

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from targetprop.algorithms import Report
+from targetprop.data import Batches
 from targetprop.laboratory.pairing import Network
-from targetprop.ranks import SINGLE, Ranks
 from targetprop.training import checkpoint
-from targetprop.training.build import set_up
-from targetprop.training.config import Config, ConfigError
 from targetprop.training.evaluate import accuracy, first_nonfinite, measure
-from targetprop.training.logging import Metrics, environment
+from targetprop.training.logging import Metrics, as_json
 from targetprop.training.session import Session, load_weights
 
 
@@ -63,7 +58,10 @@ def run(
         with stop_requests() as stop:
             while session.progress.step < session.last_step:
                 train_epoch(session, metrics, stop, tell, deadline)
-                finish_epoch(session, metrics)
+                if session.progress.batch == len(session.train):
+                    finish_epoch(session, metrics)
+                else:  # stopped within an epoch, which a longer run goes on with
+                    save(session)
         return finish(session, metrics)
     finally:
         metrics.close()
@@ -154,10 +152,7 @@ def finish_epoch(session: Session, metrics: Metrics) -> None:
     progress = session.progress
     best = False
     if session.validation is not None:
-        scores = accuracy(session.net, session.algo, session.validation)
-        metrics.write(
-            "validation", progress.step, epoch=progress.epoch, seconds=progress.seconds, **scores
-        )
+        scores = validate(session, session.validation, metrics)
         best = scores["accuracy"] > progress.best
         progress.best = max(progress.best, scores["accuracy"])
     if session.config.schedule.unit == "epoch":
@@ -167,21 +162,37 @@ def finish_epoch(session: Session, metrics: Metrics) -> None:
     save(session, best)
 
 
+def validate(session: Session, held_out: Batches, metrics: Metrics) -> dict[str, float]:
+    """The scores on what was held out, as a row of the metrics too."""
+    progress = session.progress
+    scores = accuracy(session.net, session.algo, held_out)
+    where = {"epoch": progress.epoch, "seconds": progress.seconds}
+    metrics.write("validation", progress.step, **where, **scores)
+    return scores
+
+
 def finish(session: Session, metrics: Metrics) -> dict[str, Any]:
     """Test once: the best weights by validation, or the last where nothing was held out."""
+    progress, path = session.progress, session.folder / "best.pt"
     selected = last = accuracy(session.net, session.algo, session.test)
+    best = progress.best
     if session.validation is not None:
-        path = session.folder / "best.pt"
-        session.ranks.world.wait()  # until it is written
-        final = {name: value.clone() for name, value in session.net.state_dict().items()}
-        load_weights(session.net, checkpoint.load(path), path)
-        selected = accuracy(session.net, session.algo, session.test)
-        session.net.load_state_dict(final)
-    progress = session.progress
+        session.ranks.world.wait()  # until best.pt is written
+        if progress.batch:  # an epoch that has not ended: its weights count, its best.pt does not
+            best = max(best, validate(session, session.validation, metrics)["accuracy"])
+        if best > progress.best:
+            state = session.state()  # by all ranks
+            if session.ranks.leader and not path.exists():
+                checkpoint.save(path, state)
+        else:
+            final = {name: value.clone() for name, value in session.net.state_dict().items()}
+            load_weights(session.net, checkpoint.load(path), path)
+            selected = accuracy(session.net, session.algo, session.test)
+            session.net.load_state_dict(final)
     result = {
         "steps": progress.step,
         "seconds_per_step": progress.seconds / max(1, progress.step),
-        "validation_accuracy": progress.best if session.validation is not None else None,
+        "validation_accuracy": best if session.validation is not None else None,
         "test": selected,
         "test_last": last,
     }
@@ -235,66 +246,3 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def start(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
-    """Set up a new run in ``folder``, its configuration and environment written there.
-
-    Raises:
-        ConfigError: the folder holds a run already, or cannot be written.
-
-    """
-    if ranks.leader:
-        refuse_used(folder)
-    session = set_up(config, folder, ranks)
-    if ranks.leader:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
-            checkpoint.write_text(folder / "config.yaml", settings)
-        except OSError as error:
-            raise ConfigError(
-                f"{folder} cannot be written ({error.strerror}); give another --out."
-            ) from error
-        record = environment(next(session.net.parameters()).device, config.seed)
-        record["ranks"] = {"data": ranks.data.size, "layers": ranks.layers.size}
-        checkpoint.write_text(folder / "environment.json", as_json(record))
-    save(session)
-    return session
-
-
-def refuse_used(folder: Path) -> None:
-    """Raise ``ConfigError`` where ``folder`` holds a run: a new one needs a folder of its own."""
-    if any((folder / name).exists() for name in ("config.yaml", "last.pt", "metrics.jsonl")):
-        raise ConfigError(
-            f"{folder} already holds a run; resume it (targetprop resume {folder}) "
-            "or give another --out."
-        )
-
-
-def resume(config: Config, folder: Path, name: str = "last.pt", ranks: Ranks = SINGLE) -> Session:
-    """Take up a run at its last checkpoint or the one called ``name``; other ranks may do it."""
-    session = set_up(config, folder, ranks)
-    path = folder / name
-    session.restore(checkpoint.load(path), path)
-    ranks.world.wait()  # until all have read it
-    if ranks.leader:
-        checkpoint.remove_parts(folder)
-        if name != "last.pt":  # a damaged last.pt must not become the next one's only predecessor
-            content = path.read_bytes()
-            checkpoint.write_atomically(folder / "last.pt", lambda file: file.write(content))
-    return session
-
-
-def take_up(config: Config, folder: Path) -> Session:
-    """Resume the run in ``folder``; start it where there is none, or none that has a checkpoint."""
-    if (folder / "last.pt").exists():
-        return resume(config, folder)
-    for name in ("config.yaml", "metrics.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    return start(config, folder)
-
-
-def as_json(values: dict[str, Any]) -> str:
-    """Indented JSON, with a newline at its end."""
-    return json.dumps(values, indent=2) + "\n"

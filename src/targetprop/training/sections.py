@@ -207,5 +207,7 @@ class Config:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """'; did you mean …?' with the known word most like ``word``, else the list of all."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    last = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
+    general = [key for key in last if not key.startswith(("sgd.", "adam."))]  # optimizer's first
+    near = (general or last)[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."

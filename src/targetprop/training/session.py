@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ class Session:
     test: Batches
     progress: Progress
     ranks: Ranks
+    data: dict[str, Any]
 
     @property
     def last_step(self) -> int:
@@ -63,6 +66,7 @@ class Session:
         """All that resuming needs, as tensors and plain values."""
         return {
             "config": self.config.to_dict(),
+            "data": self.data,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -70,13 +74,94 @@ class Session:
             "progress": dataclasses.asdict(self.progress),
         }
 
-    def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Take up the state of a checkpoint."""
+    def restore(self, state: dict[str, Any], path: Path, anew: bool = False) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state: of the checkpoint.
+            path: of the checkpoint.
+            anew: the rates are those of the present configuration, not of the state's.
+
+        Raises:
+            CheckpointError: a part of it does not belong to such a run, or to these data.
+
+        """
+        demand_same_data(self.data, state, path)
         load_weights(self.net, state, path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.algo.load_state_dict(state["algorithm"])
-        self.progress = Progress(**state["progress"])
+        part = "progress"
+        try:
+            self.progress = progress_of(state["progress"])
+            part = "optimizer"
+            rates = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
+            self.optimizer.load_state_dict(state["optimizer"])
+            demand_fitting(self.optimizer)
+            part = "schedule"
+            ticks = state["schedule"]["last_epoch"]
+            if type(ticks) is not int or not 0 <= ticks <= self.progress.step + 1:
+                raise ValueError(f"{ticks} ticks after {self.progress.step} steps")
+            if anew:
+                self.tick(rates, ticks)
+            else:
+                self.schedule.load_state_dict(state["schedule"])
+            part = "algorithm"
+            self.algo.load_state_dict(state["algorithm"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(
+                f"{path}: its {part} is not that of this run ({reason}); use another checkpoint."
+            ) from error
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups."""
+        return self.optimizer.param_groups
+
+    def tick(self, rates: list[dict[str, Any]], ticks: int) -> None:
+        """Give the optimizer the rates that this configuration has after ``ticks``."""
+        for group, fresh in zip(self.groups, rates, strict=True):
+            group.update(fresh)
+        with warnings.catch_warnings():  # of ticks before steps: the steps are done
+            warnings.simplefilter("ignore")
+            for _ in range(ticks):
+                self.schedule.step()
+
+
+def progress_of(state: dict[str, Any]) -> Progress:
+    """Progress that can be."""
+    found = Progress(**state)
+    counts = (found.epoch, found.batch, found.step)
+    fine = all(type(n) is int and 0 <= n < 2**40 for n in counts)
+    reals = (found.seconds, found.best)
+    if not fine or not all(type(x) in (int, float) and math.isfinite(x) for x in reals):
+        raise ValueError(f"{found} cannot be")
+    return found
+
+
+def demand_fitting(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ``ValueError`` where a moment is not of its parameter's shape, or not finite."""
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            shape = torch.as_tensor(moment).shape
+            if shape not in (torch.Size(()), parameter.shape):
+                raise ValueError(f"{name} is {tuple(shape)}, expected {tuple(parameter.shape)}")
+            if not math.isfinite(float(torch.as_tensor(moment).double().sum())):
+                raise ValueError(f"{name} is not finite")
+
+
+def demand_same_data(data: dict[str, Any], state: dict[str, Any], path: Path) -> None:
+    """Refuse data that are not those a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: they differ in classes, numbers, labels or pixels.
+
+    """
+    held = state.get("data") or data
+    for key, now in data.items():
+        if (before := held.get(key)) != now:
+            raise CheckpointError(
+                f"{path}: the data are not those of the run: {key} was {before}, is {now}; "
+                "put them back, or train anew."
+            )
 
 
 def load_weights(net: nn.Module, state: dict[str, Any], path: Path) -> None:
@@ -87,8 +172,14 @@ def load_weights(net: nn.Module, state: dict[str, Any], path: Path) -> None:
 
     """
     try:
+        own = net.state_dict()
+        for name, value in state["net"].items():
+            if name in own and value.dtype != own[name].dtype:
+                raise ValueError(f"{name} is {value.dtype}, expected {own[name].dtype}")
+            if not value.isfinite().all():
+                raise ValueError(f"{name} is not finite")
         net.load_state_dict(state["net"])
-    except (KeyError, RuntimeError) as error:
+    except (LookupError, RuntimeError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
             f"{path}: its weights do not fit this network ({reason}); "
