@@ -48,6 +48,7 @@ class Local(Algorithm):
         self._trained = {
             name: la for name, la in zip(net.names, net.layers, strict=True) if la.has_feedback
         }
+        solver.check_layers(len(self._trained))
         self.feedback_state = {name: Memory() for name in self._trained}
         self.generators = {
             name: generator_on(device, seed, i) for i, name in enumerate(self._trained)

@@ -22,7 +22,7 @@ from targetprop.analysis import figures
 from targetprop.commands import terminal
 from targetprop.ranks import Ranks
 from targetprop.training import config, launch, loop
-from targetprop.training.config import Config, ConfigError
+from targetprop.training.config import Config, ConfigError, place
 from targetprop.training.lock import locked
 from targetprop.training.logging import read_metrics
 
@@ -76,7 +76,7 @@ def writable(name: str) -> Path:
         ConfigError: it cannot be made.
 
     """
-    folder = Path(name)
+    folder = place(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

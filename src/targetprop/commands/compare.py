@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.table import Table
 
 from targetprop.analysis import figures, tables
 from targetprop.commands.common import console, no_more, run_config, say
-from targetprop.training.config import ConfigError
+from targetprop.training.config import ConfigError, place
 from targetprop.training.logging import read_metrics, read_result
 
 
@@ -24,7 +23,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     no_more(words, "compare")
     rows, lines = {}, []
     for name in args.runs:
-        folder = Path(name)
+        folder = place(name)
         chosen = run_config(folder)
         label = folder.name if folder.name not in rows else str(folder)
         rows[label] = read_metrics(folder / "metrics.jsonl")
@@ -39,11 +38,14 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         table.add_row(*line.cells())
     console.print(table)
     try:
-        out = Path(args.out)
+        out = place(args.out)
+        out = out if out.suffix else out.with_suffix(".png")
+        if out.is_dir():
+            raise IsADirectoryError("it is a folder")
         out.parent.mkdir(parents=True, exist_ok=True)
         figures.draw_runs(rows, out)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{args.out} cannot be written ({error}); give another --out, ending in .png or .pdf."
         ) from error
-    console.print(f"picture: {args.out}")
+    say(f"picture: {out}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from targetprop.commands.common import console, data_dir, overrides, run_config
 from targetprop.training import build, checkpoint, evaluate
 from targetprop.training.checkpoint import CheckpointError
+from targetprop.training.config import place
 from targetprop.training.session import demand_same_data, load_weights
 
 
@@ -22,7 +22,7 @@ def add(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Print the accuracy of a checkpoint on the test images."""
-    folder = Path(args.run)
+    folder = place(args.run)
     chosen = run_config(folder, [*overrides(words), *data_dir(args)])
     path = folder / f"{args.weights}.pt"
     if args.weights == "best" and not path.exists():

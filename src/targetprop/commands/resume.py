@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from targetprop.commands.common import (
     data_dir,
@@ -16,6 +15,7 @@ from targetprop.commands.common import (
     spread_out,
 )
 from targetprop.training import checkpoint, runner
+from targetprop.training.config import place
 from targetprop.training.logging import read_result
 
 
@@ -33,9 +33,9 @@ def add(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Go on with a run."""
-    path, refused = Path(args.run) / "last.pt", []
+    path, refused = place(args.run) / "last.pt", []
     if args.auto:
-        path, refused = checkpoint.newest_valid(Path(args.run))
+        path, refused = checkpoint.newest_valid(place(args.run))
     folder = path.parent
     chosen = run_config(folder, [*overrides(words), *data_dir(args)])
     with ranks_of(args) as ranks, held(folder, ranks):

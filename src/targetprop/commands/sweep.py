@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 from rich.table import Table
 
 from targetprop.commands.common import console, data_dir, follow, overrides, say, writable
 from targetprop.experiments import sweep
+from targetprop.training.config import place
 from targetprop.training.loop import Diverged
 
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     """Train presets over several seeds, or go on with that; then print and write the table."""
     deadline = time.monotonic() + 60 * args.minutes
     found = sweep.cells(
-        args.presets, args.seeds, [*overrides(words), *data_dir(args)], Path(args.out)
+        args.presets, args.seeds, [*overrides(words), *data_dir(args)], place(args.out)
     )
     folder = writable(args.out)
     for cell in found:

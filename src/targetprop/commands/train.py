@@ -7,6 +7,7 @@ from pathlib import Path
 
 from targetprop.commands.common import data_dir, follow, held, overrides, ranks_of, spread_out
 from targetprop.training import config, runner
+from targetprop.training.config import place
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -20,7 +21,7 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Start a run."""
     chosen = config.load(args.preset, [*overrides(words), *data_dir(args)])
-    folder = Path(args.out or Path("runs") / Path(args.preset).stem)
+    folder = place(args.out or str(Path("runs") / Path(args.preset).stem))
     runner.refuse_used(folder)
     with ranks_of(args) as ranks, held(folder, ranks):
         follow(runner.start(chosen, folder, ranks))

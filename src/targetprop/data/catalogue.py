@@ -70,7 +70,7 @@ def default_folder() -> Path:
     """Where data sets lie by default: ``$TARGETPROP_DATA``, else the user's cache folder."""
     import pooch
 
-    return Path(os.environ.get("TARGETPROP_DATA") or pooch.os_cache("targetprop"))
+    return Path(os.environ.get("TARGETPROP_DATA") or pooch.os_cache("targetprop")).expanduser()
 
 
 INNER = {
@@ -92,7 +92,7 @@ def locate(name: str, folder: Path | None = None) -> tuple[list[Path], tuple[Fil
 
     """
     about = source(name)
-    folder = default_folder() if folder is None else folder
+    folder = default_folder() if folder is None else folder.expanduser()
     places = [folder / name, folder, *(folder / inner for inner in INNER.get(name, ()))]
     places += [folder / name / inner for inner in INNER.get(name, ())]
     nearest: tuple[int, list[Path]] = 0, []

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -18,6 +19,32 @@ from targetprop.ranks import ALONE, Group
 from targetprop.seeds import mixed
 
 PerLayer = float | Sequence[float]
+
+
+COUNTS = ("iterations", "first_iterations", "samples", "window", "draws")
+COUNTS += ("probe_every", "probe_every_at_most")
+
+
+def check_range(owner: str, name: str, value: Any) -> None:
+    """Refuse a solver's setting, or one of its list, that cannot be.
+
+    Raises:
+        ValueError: it is out of range; the sentence names it and what is expected.
+
+    """
+    for number in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(number, (bool, str)) or number is None:
+            continue
+        if name in COUNTS:
+            fine, expected = number >= 1 and number == int(number), "a whole number from 1 on"
+        elif name in ("momentum", "decay"):
+            fine, expected = 0 <= number < 1, "a number in [0, 1)"
+        elif name in ("noise", "lr"):
+            fine, expected = 0 < number < math.inf, "a positive number"
+        else:
+            fine, expected = number >= 0, "at least 0"
+        if not fine:
+            raise ValueError(f"{owner}: {name}={value} is out of range; expected {expected}.")
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,17 @@ class Solver(ABC):
     """
 
     tracking: bool
+
+    def __post_init__(self):
+        """Refuse settings out of range."""
+        for name, value in vars(self).items():
+            check_range(type(self).__name__, name, value)
+
+    def check_layers(self, count: int) -> None:
+        """Refuse lists of settings that do not go with ``count`` layers with feedback."""
+        for name, value in vars(self).items():
+            if count and isinstance(value, (list, tuple)):
+                per_layer(value, count - 1, name)
 
     @abstractmethod
     def train(

@@ -218,9 +218,12 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     net = build_network(config, dataset)
     form = layout(net, config.memory_format)
     net = prepare(net, device, config.dtype, config.memory_format)
-    algo = build_algorithm(
-        config, net, torch.zeros(2, *dataset.in_shape, dtype=dtype, device=device)
-    )
+    try:
+        algo = build_algorithm(
+            config, net, torch.zeros(2, *dataset.in_shape, dtype=dtype, device=device)
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if config.compile != "off":
         algo.compile(config.compile)
     try:
@@ -245,6 +248,11 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
         )
 
     rest, held_out = data.split(dataset.train, config.data.validation)
+    if not len(rest):
+        raise ConfigError(
+            f"data.validation={config.data.validation} leaves none of {len(dataset.train)} images "
+            "to train with; give a smaller fraction."
+        )
     size = min(config.data.batch_size, len(rest))
     if size % ranks.data.size:
         raise ConfigError(

@@ -66,16 +66,22 @@ def check(config: Config) -> None:
     demand(data.batch_size > 0, "data.batch_size", data.batch_size, "at least 1")
     demand(0 <= data.validation < 1, "data.validation", data.validation, "a fraction in [0, 1)")
     demand(data.limit is None or data.limit > 0, "data.limit", data.limit, "at least 1")
+    size = data.image_size
+    demand(size is None or 0 < size <= 4096, "data.image_size", size, "1 to 4096 pixels")
+    demand(0 <= config.seed < 2**63, "seed", config.seed, "0 to 2^63 - 1")
+    floor, factor = config.schedule.minimum, config.schedule.factor
+    demand(0 <= floor < float("inf"), "schedule.minimum", floor, "at least 0")
+    demand(0 < factor < float("inf"), "schedule.factor", factor, "a positive number")
     demand(data.padding >= 0, "data.padding", data.padding, "at least 0")
     beta = config.algorithm.beta
-    demand(beta is None or beta > 0, "algorithm.beta", beta, "a positive number")
+    demand(beta is None or 0 < beta < float("inf"), "algorithm.beta", beta, "a positive number")
     demand(
         0 <= config.algorithm.label_smoothing < 1,
         "algorithm.label_smoothing",
         config.algorithm.label_smoothing,
         "[0, 1)",
     )
-    demand(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "a positive number")
+    demand(0 < optimizer.lr < float("inf"), "optimizer.lr", optimizer.lr, "a positive number")
     demand(
         0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "a number in [0, 1)"
     )

@@ -67,6 +67,19 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def place(name: str) -> Path:
+    """The path called ``name``, in which ~ is a home.
+
+    Raises:
+        ConfigError: of nobody here.
+
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{name}: {error}; give a path.") from error
+
+
 def build(settings: Sequence[tuple[str, Any]]) -> Config:
     """A checked configuration from (dotted key, value) pairs; later ones win.
 
@@ -117,9 +130,14 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
                 ) from error
         raise
     made = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its older name
-    config = Config(**vars(made(parsed)))
+    try:
+        config = Config(**vars(made(parsed)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     network = dataclasses.replace(config.network, options={**config.network.options, **options})
-    config = dataclasses.replace(config, network=network)
+    where = config.data.dir and str(place(config.data.dir).absolute())
+    data = dataclasses.replace(config.data, dir=where)  # found again from anywhere
+    config = dataclasses.replace(config, network=network, data=data)
     check(config)
     return config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,17 @@ class Layout:
                 f"--devices {self.devices} is more than the {torch.cuda.device_count()} GPUs here; "
                 "give fewer."
             )
+        if self.rendezvous is not None:
+            host, _, port = self.rendezvous.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+                raise ConfigError(f"--rendezvous {self.rendezvous} is no HOST:PORT.")
+            try:
+                socket.getaddrinfo(host, int(port))
+            except OSError as error:
+                raise ConfigError(
+                    f"--rendezvous {self.rendezvous}: {host} cannot be found ({error.strerror}); "
+                    "give a host that every node knows."
+                ) from error
         if self.nodes > 1 and self.rendezvous is None:
             raise ConfigError(
                 f"--nodes {self.nodes} needs --rendezvous HOST:PORT, the same on every node."

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from targetprop.feedback import (
+    SOLVERS,
     AdamSolver,
     CorrelationSolver,
     CoupledSolver,
@@ -17,6 +18,7 @@ from targetprop.feedback import (
     ReconstructionSolver,
     SGDSolver,
 )
+from targetprop.feedback.solver import check_range
 
 Precision = Literal["float32", "float64", "tf32", "bfloat16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
@@ -120,6 +122,11 @@ class ReconstructConfig:
     weight_decay: float = 6e-5
     schedule: Literal["sequential", "parallel"] = "sequential"
 
+    def __post_init__(self):
+        """Refuse settings out of range."""
+        for name, value in vars(self).items():
+            check_range("drl", name, value)
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -208,6 +215,6 @@ class Config:
 def nearest(word: str, known: Sequence[str]) -> str:
     """'; did you mean …?' with the known word most like ``word``, else the list of all."""
     last = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
-    general = [key for key in last if not key.startswith(("sgd.", "adam."))]  # optimizer's first
-    near = (general or last)[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    last.sort(key=lambda key: key.split(".")[0] in (*SOLVERS, "drl"))  # those of all runs first
+    near = last[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."
