@@ -214,10 +214,31 @@ def test_an_optimizer_without_omega_is_noticed_once():
 
 
 def test_a_short_list_of_settings_is_refused():
-    net, x, y = make("lenet")
-    algo = tp.algorithms.LDRL(net, solver=tp.feedback.SGDSolver(lr=(0.1, 0.1)))
+    net, _, _ = make("lenet")
     with pytest.raises(ValueError, match="one entry per such layer"):
-        algo.backward(x, y)
+        tp.algorithms.LDRL(net, solver=tp.feedback.SGDSolver(lr=(0.1, 0.1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (tp.feedback.PredictiveSolver, {"probe_every": 0}),
+        (tp.feedback.PredictiveSolver, {"probe_every_at_most": 1.5}),
+        (tp.feedback.PredictiveSolver, {"tolerance": -1}),
+        (tp.feedback.PredictiveSolver, {"tolerance": float("nan")}),
+        (tp.feedback.CorrelationSolver, {"window": 0}),
+        (tp.feedback.CorrelationSolver, {"iterations": 0}),
+        (tp.feedback.CoupledSolver, {"decay": 1.0}),
+        (tp.feedback.SGDSolver, {"iterations": (3, -2)}),
+        (tp.feedback.SGDSolver, {"noise": 0.0}),
+        (tp.feedback.AdamSolver, {"lr": float("inf")}),
+        (tp.feedback.ReconstructionSolver, {"momentum": 1.0}),
+    ],
+)
+def test_settings_out_of_range_are_refused_where_they_are_given(kind, setting):
+    name = next(iter(setting))
+    with pytest.raises(ValueError, match=f"{kind.__name__}: {name}=.* is out of range; expected"):
+        kind(**setting)
 
 
 def test_the_coupled_pathway_brings_omega_to_the_same_weight():

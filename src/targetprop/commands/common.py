@@ -185,7 +185,12 @@ def follow(session: loop.Session, deadline: float = float("inf")) -> None:
         result = loop.run(session, tell, deadline)
     if session.ranks.leader:
         curves = {session.folder.name: read_metrics(session.folder / "metrics.jsonl")}
-        figures.draw_runs(curves, session.folder / "curves.png")
+        try:
+            figures.draw_runs(curves, session.folder / "curves.png")
+        except KeyboardInterrupt:
+            raise Stopped(
+                130, f"stopped while curves were drawn; {session.folder} has its result."
+            ) from None
     say(
         f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
         f"{1000 * result['seconds_per_step']:.1f} ms per step"

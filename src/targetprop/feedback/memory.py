@@ -57,6 +57,18 @@ class Memory:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: it cannot have been that.
+
+        """
+        counts = [state[name] for name in ("probes", "wait", "interval")]
+        tensors = list(state["tensors"].values())
+        fine = all(type(n) is int and abs(n) <= NEVER for n in counts) and state["probes"] >= 0
+        if not fine or type(state["mismatch"]) is not float or math.isnan(state["mismatch"]):
+            raise ValueError(f"{counts} and {state['mismatch']} are no counts and no mismatch")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise ValueError("a solver's tensor is not finite")
         vars(self).update({name: state[name] for name in vars(self)})
         self.tensors = {k: v.to(device or v.device, copy=True) for k, v in state["tensors"].items()}

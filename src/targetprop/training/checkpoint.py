@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,12 +108,23 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: damaged or not a checkpoint ({reason[:120]}); use another."
         ) from error
+    if any(hollow(state)):
+        raise CheckpointError(f"{path}: holds tensors larger than their data; use another.")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(
             f"{path}: format {found}, expected {FORMAT}; it was not written by this program."
         )
     return state
+
+
+def hollow(tree: Any) -> Iterator[bool]:
+    """Of every tensor in nested values, whether it claims more numbers than are stored."""
+    if isinstance(tree, torch.Tensor):
+        yield tree.numel() * tree.element_size() > tree.untyped_storage().nbytes()
+    elif isinstance(tree, (dict, list, tuple)):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from hollow(value)
 
 
 OURS = ("last.pt", "previous.pt", "best.pt")

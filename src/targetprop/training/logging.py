@@ -26,9 +26,10 @@ def as_json(values: dict[str, Any]) -> str:
 
 def is_row(row: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a line of a metrics file is one of ours."""
-    return (
-        isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int
-    )
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    numbers = all(isinstance(row.get(key), (int, float)) for key in ("loss", "accuracy"))
+    return isinstance(row.get("kind"), str) and numbers
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,10 @@ class Session:
             rates = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
             self.optimizer.load_state_dict(state["optimizer"])
             demand_fitting(self.optimizer)
+            for group, own in zip(self.groups, rates, strict=True):
+                demand_alike({key: group[key] for key in own}, own)
             part = "schedule"
+            demand_alike(state["schedule"], self.schedule.state_dict())
             ticks = state["schedule"]["last_epoch"]
             if type(ticks) is not int or not 0 <= ticks <= self.progress.step + 1:
                 raise ValueError(f"{ticks} ticks after {self.progress.step} steps")
@@ -126,6 +129,25 @@ class Session:
                 self.schedule.step()
 
 
+def demand_alike(value: Any, like: Any) -> None:
+    """Raise ``ValueError`` where plain values are not of the kind of others, or not finite."""
+    if isinstance(like, dict):
+        if not isinstance(value, dict) or value.keys() != like.keys():
+            raise ValueError(f"{str(value)[:60]} has other keys")
+        for key in like:
+            demand_alike(value[key], like[key])
+    elif isinstance(like, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) != len(like):
+            raise ValueError(f"{str(value)[:60]} is no list of {len(like)}")
+        for one, other in zip(value, like, strict=True):
+            demand_alike(one, other)
+    elif type(like) in (int, float):
+        if type(value) not in (int, float) or not abs(value) < 2**53:
+            raise ValueError(f"{str(value)[:60]} is no such number")
+    elif type(value) is not type(like):
+        raise ValueError(f"{str(value)[:60]} is {type(value).__name__}")
+
+
 def progress_of(state: dict[str, Any]) -> Progress:
     """Progress that can be."""
     found = Progress(**state)
@@ -141,11 +163,13 @@ def demand_fitting(optimizer: torch.optim.Optimizer) -> None:
     """Raise ``ValueError`` where a moment is not of its parameter's shape, or not finite."""
     for parameter, moments in optimizer.state.items():
         for name, moment in moments.items():
-            shape = torch.as_tensor(moment).shape
-            if shape not in (torch.Size(()), parameter.shape):
-                raise ValueError(f"{name} is {tuple(shape)}, expected {tuple(parameter.shape)}")
-            if not math.isfinite(float(torch.as_tensor(moment).double().sum())):
-                raise ValueError(f"{name} is not finite")
+            if moment is None and name == "momentum_buffer":  # of a run without momentum so far
+                continue
+            shape = parameter.shape if name != "step" else torch.Size(())
+            if not isinstance(moment, torch.Tensor) or moment.shape != shape:
+                raise ValueError(f"{name} is no tensor of {tuple(shape)}")
+            if not moment.isfinite().all() or (name == "step" and moment < 0):
+                raise ValueError(f"{name} is not finite, or negative")
 
 
 def demand_same_data(data: dict[str, Any], state: dict[str, Any], path: Path) -> None:
@@ -155,11 +179,14 @@ def demand_same_data(data: dict[str, Any], state: dict[str, Any], path: Path) ->
         CheckpointError: they differ in classes, numbers, labels or pixels.
 
     """
-    held = state.get("data") or data
+    held = state.get("data", data)
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path}: holds no record of its data; use another checkpoint.")
     for key, now in data.items():
-        if (before := held.get(key)) != now:
+        before = str(held.get(key))  # whatever it is, it can be compared so
+        if before != str(now):
             raise CheckpointError(
-                f"{path}: the data are not those of the run: {key} was {before}, is {now}; "
+                f"{path}: the data are not those of the run: {key} was {before[:80]}, is {now}; "
                 "put them back, or train anew."
             )
 
@@ -176,6 +203,8 @@ def load_weights(net: nn.Module, state: dict[str, Any], path: Path) -> None:
         for name, value in state["net"].items():
             if name in own and value.dtype != own[name].dtype:
                 raise ValueError(f"{name} is {value.dtype}, expected {own[name].dtype}")
+            if name in own and value.shape != own[name].shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}")
             if not value.isfinite().all():
                 raise ValueError(f"{name} is not finite")
         net.load_state_dict(state["net"])
