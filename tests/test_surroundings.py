@@ -1,0 +1,114 @@
+"""Terminals, pipes, orders of words, sweeps of runs alike: nothing lies and nothing breaks."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from targetprop.commands import data, main, terminal
+from targetprop.experiments import sweep
+from targetprop.training.config import ConfigError
+
+TINY = ["--network.name", "mlp", "--network.channels", "[8]", "--measure_every", "0"]
+TINY += ["--epochs", "1", "--steps", "2", "--data.limit", "200"]
+
+
+def test_settings_may_stand_before_the_preset(tmp_path):
+    words = ["train", "--optimizer.lr", "0.01", "digits-backprop", *TINY, "--out", str(tmp_path)]
+    assert main.main(words) == 0
+    assert "lr: 0.01" in (tmp_path / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_any_terminal_bears_what_is_said(encoding, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    terminal.settle()
+    print("8×8, ω and θᵀ – 50 %")
+    sys.stdout.flush()
+    assert written.getvalue().startswith(b"8")
+
+
+def test_a_reader_that_goes_away_stops_nothing():
+    class Gone:
+        def write(self, text=""):
+            raise BrokenPipeError
+
+        flush = write
+
+    stream = terminal.Patient(Gone())
+    assert stream.write("words") == 5
+    stream.flush()
+
+
+def test_names_cannot_speak_to_the_terminal(tmp_path, capsys):
+    assert main.main(["evaluate", str(tmp_path / "\x1b[31mred")]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert r"\x1b[31mred" in said
+
+
+def test_the_unforeseen_is_one_sentence_and_a_log(monkeypatch, capsys):
+    def broken(args, words):
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(data, "run", broken)
+    assert main.main(["data", "list"]) == main.UNFORESEEN == 70
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    log = said.split("its traceback is in ")[1].split(",")[0]
+    with open(log) as file:
+        assert "ZeroDivisionError: nobody thought of this" in file.read()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory")])
+def test_running_out_of_memory_is_said(error, monkeypatch, capsys):
+    def broken(args, words):
+        raise error
+
+    monkeypatch.setattr(data, "run", broken)
+    assert main.main(["data", "list"]) == 2
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_a_sweep_tells_presets_and_files_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-backprop.yaml").write_text("preset: digits-backprop\n")
+    words = [*TINY, "--seeds", "1", "--out", "s"]
+    assert main.main(["sweep", "digits-backprop", "digits-backprop.yaml", *words]) == 0
+    found = sorted(path.parent.parent.name for path in tmp_path.rglob("result.json"))
+    assert found == ["digits-backprop", "digits-backprop.yaml"]
+    assert main.main(["sweep", "digits-backprop", "digits-backprop", *words]) == 2
+    assert "named twice" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="seed would change nothing"):
+        sweep.cells(["digits-backprop"], 1, [("seed", "7")], tmp_path)
+
+
+def test_a_run_that_diverges_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text("preset: digits-backprop\noptimizer: {lr: 1.0e+6}\n")
+    words = [*TINY[:-4], "--epochs", "1", "--seeds", "1", "--out", "s"]
+    assert main.main(["sweep", "bad.yaml", "digits-backprop", *words]) == 0
+    assert "bad/seed-0 diverged" in capsys.readouterr().out
+    written = json.loads((tmp_path / "s/sweep.json").read_text())
+    assert [line["name"] for line in written["results"]] == ["digits-backprop"]
+
+
+def test_a_damaged_result_is_passed_over_and_written_anew(tmp_path, capsys):
+    words = [*TINY, "--seeds", "1", "--out", str(tmp_path)]
+    assert main.main(["sweep", "digits-backprop", *words]) == 0
+    run = tmp_path / "digits-backprop/seed-0"
+    for content in (b"", b'{"steps": 1', b"[]", b'{"test": 3}', b"\xff\xfe"):
+        (run / "result.json").write_bytes(content)
+        assert main.main(["compare", str(run), "--out", str(tmp_path / "c.png")]) == 0
+        assert "is damaged" in capsys.readouterr().out
+        assert main.main(["sweep", "digits-backprop", *words]) == 0
+        assert json.loads((run / "result.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize("place", ["nowhere", "host:0", "host:65536", "host:port", ":29500"])
+def test_a_rendezvous_that_is_none_is_refused(place, capsys):
+    words = ["train", "digits-backprop", "--nodes", "2", "--rendezvous", place]
+    assert main.main(words) == 2
+    assert f"--rendezvous {place} is no HOST:PORT" in capsys.readouterr().err
