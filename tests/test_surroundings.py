@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from targetprop.commands import data, main, terminal
 from targetprop.experiments import sweep
 from targetprop.training.config import ConfigError
+from targetprop.training.logging import Metrics
 
 TINY = ["--network.name", "mlp", "--network.channels", "[8]", "--measure_every", "0"]
 TINY += ["--epochs", "1", "--steps", "2", "--data.limit", "200"]
@@ -112,3 +114,14 @@ def test_a_rendezvous_that_is_none_is_refused(place, capsys):
     words = ["train", "digits-backprop", "--nodes", "2", "--rendezvous", place]
     assert main.main(words) == 2
     assert f"--rendezvous {place} is no HOST:PORT" in capsys.readouterr().err
+
+
+def test_deleted_curves_stop_no_training(tmp_path):
+    metrics = Metrics(tmp_path)
+    metrics.write("train", 0, loss=1.0)
+    shutil.rmtree(tmp_path / "tensorboard")
+    metrics.write("train", 1, loss=0.5)
+    metrics.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [1.0, 0.5]
+    assert list((tmp_path / "tensorboard").iterdir())

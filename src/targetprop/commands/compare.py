@@ -39,9 +39,8 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     console.print(table)
     try:
         out = place(args.out)
-        out = out if out.suffix else out.with_suffix(".png")
-        if out.is_dir():
-            raise IsADirectoryError("it is a folder")
+        if not out.suffix or out.is_dir():
+            raise ValueError("it is no name of a picture")
         out.parent.mkdir(parents=True, exist_ok=True)
         figures.draw_runs(rows, out)
     except (OSError, ValueError) as error:

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except loop.Interrupted as error:
         return 128 + error.number if rank() else complain(error, 128 + error.number)
     except OSError as error:
-        where, why = error.filename or "a file", error.strerror or error
+        where, why = os.fsdecode(error.filename or "a file"), error.strerror or error
         return complain(f"{where}: {why}; free it or choose another place.", BAD_INPUT)
     except KeyboardInterrupt:
         return complain("stopped before training began; nothing was lost.", 130)

@@ -73,9 +73,10 @@ class Metrics:
         kept = [line for line, row in lines if is_row(row) and is_before(row, step)]
         write_atomically(path, lambda file: file.writelines(kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
-        self._writer = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._board = folder / "tensorboard"
+        before = set(self._board.glob("*"))
+        self._writer = SummaryWriter(str(self._board), purge_step=step + 1 if step else None)
+        self._events = set(self._board.glob("*")) - before
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One row; nested dictionaries of numbers become one curve per entry in TensorBoard."""
@@ -83,13 +84,23 @@ class Metrics:
             return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
+        self._restore_board()
         for key, value in values.items():
             for name, number in value.items() if isinstance(value, dict) else [("", value)]:
                 if isinstance(number, (int, float)):
                     self._writer.add_scalar(f"{kind}/{key}/{name}".rstrip("/"), number, step)
 
+    def _restore_board(self) -> None:
+        """Curves are for eyes: where they were deleted training goes on, and so do they."""
+        for path in self._events:
+            if not path.exists() and self._board.parent.is_dir():
+                self._board.mkdir(exist_ok=True)
+                path.touch()
+
     def close(self) -> None:
         """Flush both."""
+        if self._writer is not None:
+            self._restore_board()
         for part in (self._file, self._writer):
             if part is not None:
                 part.close()
