@@ -483,8 +483,9 @@ def test_other_optimizers_schedules_and_devices(tmp_path):
 
 
 def test_metrics_drop_a_torn_line(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"kind": "train", "step": 1}]
+    row = {"kind": "train", "step": 1, "loss": 2.3, "accuracy": 0.1}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + '\n{"kind": "tr')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [row]
 
 
 def test_commit_is_that_of_the_source_tree():
