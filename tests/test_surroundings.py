@@ -124,4 +124,3 @@ def test_deleted_curves_stop_no_training(tmp_path):
     metrics.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == [1.0, 0.5]
-    assert list((tmp_path / "tensorboard").iterdir())

@@ -7,7 +7,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +21,15 @@ from targetprop.training.config import ConfigError
 
 LOST = 4
 """Exit code of a process that lost contact with another one, whose own end tells the cause."""
+
+PATIENCE = 25.0
+"""Seconds after which torch, which kills what does not stop in 30, was about to do so."""
+
+STUCK = (
+    "a rank did not stop within 30 s and was killed; what was done since the last checkpoint is "
+    "lost; go on with: targetprop resume RUN --auto."
+)
+
 LAUNCHED = "TARGETPROP_LAUNCHED"
 """Set in the environment of processes that ``launch`` starts and speaks for."""
 
@@ -135,13 +147,38 @@ def launch(words: Sequence[str], layout: Layout) -> tuple[int, str | None]:
         rdzv_endpoint=layout.rendezvous or "localhost:0",
         max_restarts=0,
     )
+    moment: list[float] = []
     try:
-        elastic_launch(config, sys.executable)("-m", "targetprop", *words)
+        with first_signal(moment):
+            elastic_launch(config, sys.executable)("-m", "targetprop", *words)
     except ChildFailedError as error:
         return verdict({rank: failure.exitcode for rank, failure in error.failures.items()})
     except SignalException as error:
-        return 128 + error.sigval, None
+        stuck = bool(moment) and time.monotonic() - moment[0] > PATIENCE
+        return 128 + error.sigval, STUCK if stuck else None
     return 0, None
+
+
+@contextmanager
+def first_signal(moment: list[float]) -> Iterator[None]:
+    """Let ``moment`` receive the time of the first signal, whoever handles it."""
+    ours, systems = socket.socketpair()
+    systems.setblocking(False)
+
+    def listen() -> None:
+        if ours.recv(1):
+            moment.append(time.monotonic())
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    before = signal.set_wakeup_fd(systems.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        systems.close()
+        listener.join()
+        ours.close()
 
 
 def verdict(codes: dict[int, int]) -> tuple[int, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -63,20 +64,17 @@ class Metrics:
 
     def __init__(self, folder: Path | None, step: int = 0):
         """Open the metrics of a run folder at ``step``; without a folder nothing is written."""
-        self._file = self._writer = None
+        self._file: Any = None
+        self._writer: Any = None
         if folder is None:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         path = folder / "metrics.jsonl"
         lines = files.rows(path) if step and path.exists() else ()
         kept = [line for line, row in lines if is_row(row) and is_before(row, step)]
         write_atomically(path, lambda file: file.writelines(kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
         self._board = folder / "tensorboard"
-        before = set(self._board.glob("*"))
-        self._writer = SummaryWriter(str(self._board), purge_step=step + 1 if step else None)
-        self._events = set(self._board.glob("*")) - before
+        self._writer = self._curves(step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One row; nested dictionaries of numbers become one curve per entry in TensorBoard."""
@@ -84,14 +82,30 @@ class Metrics:
             return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
-        self._restore_board()
         for key, value in values.items():
             for name, number in value.items() if isinstance(value, dict) else [("", value)]:
                 if isinstance(number, (int, float)):
-                    self._writer.add_scalar(f"{kind}/{key}/{name}".rstrip("/"), number, step)
+                    self._draw(f"{kind}/{key}/{name}".rstrip("/"), number, step)
 
-    def _restore_board(self) -> None:
-        """Curves are for eyes: where they were deleted training goes on, and so do they."""
+    def _curves(self, step: int) -> Any:
+        """A writer of curves from ``step`` on."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        before = set(self._board.glob("*"))
+        writer = SummaryWriter(str(self._board), purge_step=step + 1 if step else None)
+        self._events = set(self._board.glob("*")) - before
+        return writer
+
+    def _draw(self, name: str, number: float, step: int) -> None:
+        """A point of a curve. Curves are for eyes: deleted ones stop nothing, and go on anew."""
+        self._restore()
+        try:
+            self._writer.add_scalar(name, number, step)
+        except OSError:  # its thread wrote before they were restored
+            self._writer = self._curves(step)
+
+    def _restore(self) -> None:
+        """Put empty files where those of the curves were deleted: the writer makes none."""
         for path in self._events:
             if not path.exists() and self._board.parent.is_dir():
                 self._board.mkdir(exist_ok=True)
@@ -99,11 +113,12 @@ class Metrics:
 
     def close(self) -> None:
         """Flush both."""
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
-            self._restore_board()
-        for part in (self._file, self._writer):
-            if part is not None:
-                part.close()
+            self._restore()
+            with contextlib.suppress(OSError):  # of curves that were deleted; the rows are kept
+                self._writer.close()
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:
