@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from targetprop.data import SOURCES, catalogue
 from targetprop.experiments import bench, bench_report, contenders
 from targetprop.training import config
 from targetprop.training.config import ConfigError
+from targetprop.training.files import parse_yaml
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     for key, value in overrides(words):
         if not key.startswith(config.OPTIONS):
             raise ConfigError(f"unexpected '--{key}'; see targetprop bench --help.")
-        options[key.removeprefix(config.OPTIONS)] = yaml.safe_load(value)
+        options[key.removeprefix(config.OPTIONS)] = parse_yaml(value, key)
     for name in args.contenders:
         contenders.solver_settings(contenders.split_name(name)[1])
     for key, least in (("batch_size", 1), ("steps", 10), ("warmup", 1)):

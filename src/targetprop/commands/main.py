@@ -96,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("stopped before training began; nothing was lost.", 130)
     except Exception as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in str(error):
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(
+            error
+        ):
             return complain("out of memory; take a smaller data.batch_size or network.", BAD_INPUT)
         return complain(unforeseen(error), UNFORESEEN)
     return 0

@@ -24,6 +24,7 @@ from targetprop.laboratory.pairing import Network
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.device import layout
+from targetprop.training.files import read_json
 from targetprop.training.logging import environment
 
 Result = dict[str, Any]
@@ -73,7 +74,7 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
     folder = place.folder / "cells" / name
     path, settings = folder / "cell.json", json.loads(json.dumps(settings))
     if path.exists():
-        kept = json.loads(path.read_text())
+        kept = read_json(path)
         if kept["settings"] != settings:
             other = [
                 key
@@ -206,9 +207,7 @@ def write_markdown(
 
 def provenance(place: Place, name: str) -> str:
     """The command that makes the results, and where, when and from which source the cells came."""
-    kept = [
-        json.loads(path.read_text()) for path in sorted((place.folder / "cells").rglob("cell.json"))
-    ]
+    kept = [read_json(path) for path in sorted((place.folder / "cells").rglob("cell.json"))]
     records = [one["environment"] for one in kept]
 
     def each(key: str) -> str:

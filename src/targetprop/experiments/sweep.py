@@ -15,6 +15,7 @@ from targetprop.experiments.bench_report import provenance
 from targetprop.training import config, loop, runner, session
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
+from targetprop.training.files import read_json
 from targetprop.training.lock import locked
 from targetprop.training.logging import read_result
 
@@ -168,7 +169,7 @@ def row(line: Summary) -> tuple[str, ...]:
 def write(found: Sequence[Cell], folder: Path) -> list[Summary]:
     """Write ``sweep.json`` and ``sweep.md`` into ``folder``; returns the summaries."""
     lines = summarise(found)
-    record = json.loads((found[0].folder / "environment.json").read_text())
+    record = read_json(found[0].folder / "environment.json")
     plain = {"environment": record, "results": [dataclasses.asdict(line) for line in lines]}
     write_text(folder / "sweep.json", json.dumps(plain, indent=2) + "\n")
     write_text(
