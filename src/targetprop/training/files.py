@@ -13,7 +13,10 @@ from typing import Any, NoReturn
 import yaml
 
 SMALL = 2**20
-"""Bytes of a configuration or of a result."""
+"""Bytes of a configuration."""
+
+MEDIUM = 2**26
+"""Bytes of a result."""
 
 LARGE = 2**31
 """Bytes of a table of metrics."""
@@ -163,7 +166,7 @@ def parse_json(text: str, name: Any) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file."""
-    return parse_json(read_text(path), path)
+    return parse_json(read_text(path, MEDIUM), path)
 
 
 def rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
