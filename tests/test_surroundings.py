@@ -1,8 +1,10 @@
 """Terminals, pipes, orders of words, sweeps of runs alike: nothing lies and nothing breaks."""
 
+import errno
 import io
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -42,6 +44,38 @@ def test_a_reader_that_goes_away_stops_nothing():
     stream = terminal.Patient(Gone())
     assert stream.write("words") == 5
     stream.flush()
+
+
+def test_what_could_not_be_written_is_said_at_the_end(monkeypatch):
+    class Full:
+        closed = False
+
+        def write(self, text=""):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stdout", terminal.Patient(Full()))
+    print("words")  # the work goes on
+    assert "No space left on device" in terminal.unwritten()
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from targetprop_command import main
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_within_the_imports_is_one_sentence():
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert ended.stderr == "targetprop: stopped before it began; nothing was lost.\n"
 
 
 def test_names_cannot_speak_to_the_terminal(tmp_path, capsys):

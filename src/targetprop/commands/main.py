@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             return complain("out of memory; take a smaller data.batch_size or network.", BAD_INPUT)
         return complain(unforeseen(error), UNFORESEEN)
-    return 0
+    lost = terminal.unwritten()
+    return complain(lost, BAD_INPUT) if lost else 0
 
 
 def joined(words: Sequence[str]) -> list[str]:

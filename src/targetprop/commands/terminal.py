@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
+
+GONE = {errno.EPIPE, errno.EIO, errno.ESHUTDOWN}
+"""A pipe without a reader, a terminal that was closed."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Patient:
-    """A stream whose reader may go away: what it is told then is lost, and the work goes on."""
+    """A stream whose reader may go away: what it is told then is lost, and the work goes on.
+
+    Attributes:
+        failed: why something could not be written though it has a reader: a full disk, say.
+
+    """
 
     def __init__(self, stream: Any):
         """Write to ``stream`` as long as it takes it."""
-        self.stream = stream
+        self.stream, self.failed = stream, None
 
     def write(self, text: str) -> int:
         """Write, if anybody reads."""
-        with contextlib.suppress(BrokenPipeError, OSError, ValueError):
-            self.stream.write(text)
+        self.attempt(lambda: self.stream.write(text))
         return len(text)
 
     def flush(self) -> None:
         """Flush, if anybody reads."""
-        with contextlib.suppress(BrokenPipeError, OSError, ValueError):
-            self.stream.flush()
+        self.attempt(self.stream.flush)
+
+    def attempt(self, act: Callable[[], object]) -> None:
+        """Act; a reader that is gone is nothing, another failure is kept for the end."""
+        try:
+            act()
+        except ValueError:
+            if not self.stream.closed:
+                raise
+        except OSError as error:
+            if error.errno not in GONE:
+                self.failed = error
 
     def __getattr__(self, name: str) -> Any:
         """All else is the stream's own."""
@@ -43,6 +61,15 @@ def settle() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
             setattr(sys, name, Patient(stream))
+
+
+def unwritten() -> str | None:
+    """Why part of what was said on standard output is not where it was sent, or None."""
+    if not isinstance(sys.stdout, Patient):
+        return None
+    sys.stdout.flush()
+    failed = sys.stdout.failed
+    return failed and f"standard output could not be written whole: {failed.strerror}."
 
 
 def width() -> int | None:
