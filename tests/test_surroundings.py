@@ -2,17 +2,20 @@
 
 import errno
 import io
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from targetprop.commands import data, main, terminal
 from targetprop.experiments import sweep
 from targetprop.training.config import ConfigError
-from targetprop.training.logging import Metrics
+from targetprop.training.logging import Metrics, read_metrics
 
 TINY = ["--network.name", "mlp", "--network.channels", "[8]", "--measure_every", "0"]
 TINY += ["--epochs", "1", "--steps", "2", "--data.limit", "200"]
@@ -150,11 +153,38 @@ def test_a_rendezvous_that_is_none_is_refused(place, capsys):
     assert f"--rendezvous {place} is no HOST:PORT" in capsys.readouterr().err
 
 
-def test_deleted_curves_stop_no_training(tmp_path):
+def curve(folder, name="train/loss"):
+    """(step, value, time) of the points of a run's curve, as TensorBoard orders them."""
+    read = event_accumulator.EventAccumulator(str(folder / "tensorboard"))
+    read.Reload()
+    return [(point.step, point.value, point.wall_time) for point in read.Scalars(name)]
+
+
+def write(metrics, steps):
+    for step in steps:
+        metrics.write("train", step, loss=1 / (1 + step), accuracy=0.5, seconds=10.0 * step)
+
+
+def test_deleted_curves_stop_no_training_and_are_drawn_anew(tmp_path):
     metrics = Metrics(tmp_path)
-    metrics.write("train", 0, loss=1.0)
+    write(metrics, range(2))
     shutil.rmtree(tmp_path / "tensorboard")
-    metrics.write("train", 1, loss=0.5)
+    write(metrics, range(2, 4))
     metrics.close()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows] == [1.0, 0.5]
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
+    assert [step for step, _, _ in curve(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_curves_of_a_resumed_run_are_in_order_though_the_clock_was_set_back(tmp_path, monkeypatch):
+    first = Metrics(tmp_path)
+    write(first, range(4))
+    first.close()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86400)
+    again = Metrics(tmp_path, step=2)  # from the checkpoint of step 2: rows 2 and 3 come anew
+    write(again, range(2, 5))
+    again.close()
+    steps, values, times = zip(*curve(tmp_path), strict=True)
+    assert steps == (0, 1, 2, 3, 4)
+    assert values == pytest.approx([1 / (1 + step) for step in steps])
+    assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([10.0] * 4)

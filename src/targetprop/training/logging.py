@@ -1,8 +1,7 @@
-"""A run's metrics: JSON lines for programs, TensorBoard events for eyes, and its environment."""
+"""A run's metrics, one JSON object a line, and its environment."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
@@ -17,6 +16,7 @@ import torch
 import targetprop
 from targetprop.training import files
 from targetprop.training.checkpoint import write_atomically
+from targetprop.training.curves import Curves
 from targetprop.training.files import FileError
 
 
@@ -57,7 +57,7 @@ def is_before(row: dict[str, Any], step: int) -> bool:
 
 
 class Metrics:
-    """Appends rows to ``metrics.jsonl`` and scalars to TensorBoard.
+    """Appends rows to ``metrics.jsonl`` and draws their curves.
 
     Opened at a step, it first drops the rows of later steps, which a resumed run computes anew.
     """
@@ -65,7 +65,6 @@ class Metrics:
     def __init__(self, folder: Path | None, step: int = 0):
         """Open the metrics of a run folder at ``step``; without a folder nothing is written."""
         self._file: Any = None
-        self._writer: Any = None
         if folder is None:
             return
         path = folder / "metrics.jsonl"
@@ -73,52 +72,22 @@ class Metrics:
         kept = [line for line, row in lines if is_row(row) and is_before(row, step)]
         write_atomically(path, lambda file: file.writelines(kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
-        self._board = folder / "tensorboard"
-        self._writer = self._curves(step)
+        self._curves = Curves(folder / "tensorboard", lambda: read_metrics(path))
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """One row; nested dictionaries of numbers become one curve per entry in TensorBoard."""
-        if self._file is None or self._writer is None:
+        """One row; nested dictionaries of numbers become one curve per entry."""
+        if self._file is None:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        row = {"kind": kind, "step": step, **values}
+        self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for key, value in values.items():
-            for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-                if isinstance(number, (int, float)):
-                    self._draw(f"{kind}/{key}/{name}".rstrip("/"), number, step)
-
-    def _curves(self, step: int) -> Any:
-        """A writer of curves from ``step`` on."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        before = set(self._board.glob("*"))
-        writer = SummaryWriter(str(self._board), purge_step=step + 1 if step else None)
-        self._events = set(self._board.glob("*")) - before
-        return writer
-
-    def _draw(self, name: str, number: float, step: int) -> None:
-        """A point of a curve. Curves are for eyes: deleted ones stop nothing, and go on anew."""
-        self._restore()
-        try:
-            self._writer.add_scalar(name, number, step)
-        except OSError:  # its thread wrote before they were restored
-            self._writer = self._curves(step)
-
-    def _restore(self) -> None:
-        """Put empty files where those of the curves were deleted: the writer makes none."""
-        for path in self._events:
-            if not path.exists() and self._board.parent.is_dir():
-                self._board.mkdir(exist_ok=True)
-                path.touch()
+        self._curves.add(row)
 
     def close(self) -> None:
         """Flush both."""
         if self._file is not None:
             self._file.close()
-        if self._writer is not None:
-            self._restore()
-            with contextlib.suppress(OSError):  # of curves that were deleted; the rows are kept
-                self._writer.close()
+            self._curves.close()
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:
