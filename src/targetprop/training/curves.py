@@ -58,8 +58,8 @@ class Curves:
                 self.close()
                 self._start()  # which draws this row too
             return
-        with contextlib.suppress(OSError):  # its thread writes late: deleted since, and seen above
-            self._add(row)
+        self._add(row)
+        self._writer.flush()  # so that its thread is idle whenever they are deleted
 
     def close(self) -> None:
         """Write what is left."""
