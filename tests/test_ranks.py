@@ -1,10 +1,12 @@
 """Several processes find what one finds: samples, layers and both shared out."""
 
+import contextlib
 import json
 import os
 import random
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -321,6 +323,117 @@ def test_sigterm_saves_and_exits_with_143(devices, tmp_path):
     step = int(re.search(r"stopped at step (\d+); go on with: targetprop resume", error).group(1))
     assert error.count("targetprop resume") == 1
     assert checkpoint.load(folder / "last.pt")["progress"]["step"] == step > 0
+
+
+def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path):
+    folder = tmp_path / "run"
+    words = ["train", "digits-ldrl", *LONG, "--checkpoint_every", 0, "--devices", 2]
+    process = start(*words, "--out", folder)
+    wait_for_rows(folder, 5, process)
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    process.kill()
+    process.communicate(timeout=60)  # until the ranks have closed the pipes too
+    assert checkpoint.load(folder / "last.pt")["progress"]["step"] > 0
+    limit = time.monotonic() + 20
+    while any(map(runs, ranks)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not any(map(runs, ranks))
+
+
+def runs(pid):
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def listening(pid):
+    """The addresses at which a process listens, from Linux' tables."""
+    own = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            own.add(os.readlink(file))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+                found.append(words[1].rpartition(":")[0])
+    return found
+
+
+def test_one_machine_listens_on_loopback_only(tmp_path):
+    folder = tmp_path / "run"
+    process = start("train", "digits-ldrl", *LONG, "--devices", 2, "--out", folder)
+    wait_for_rows(folder, 5, process)
+    heard = [a for pid in (process.pid, *children(process.pid)) for a in listening(pid)]
+    process.terminate()
+    process.communicate(timeout=60)
+    assert heard  # Gloo's
+    loopback = {"0100007F", "00000000000000000000000001000000"}
+    assert set(heard) <= loopback | {"0000000000000000FFFF00000100007F"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one and WORLD_SIZE=2 number no process"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2 number no process"),
+        ({"RANK": "0", "WORLD_SIZE": "-2"}, "RANK=0 and WORLD_SIZE=-2 number no process"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not"),
+        ({"MASTER_ADDR": "localhost"}, "MASTER_PORT is not"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "PORT"}, "nobody listens at localhost"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "TAKEN"}, "no meeting place of this program"),
+        (
+            {"MASTER_ADDR": "localhost", "MASTER_PORT": "TAKEN", "RANK": "0"},
+            "is taken by another program",
+        ),
+        (
+            {"MASTER_ADDR": "localhost", "MASTER_PORT": "PORT", "RANK": "0"},
+            "rank 1 of 2 did not come to localhost",
+        ),
+    ],
+)
+def test_variables_and_ports_of_others_are_one_sentence(
+    variables, sentence, tmp_path, monkeypatch, capfd
+):
+    with socket.create_server(("", 0)) as silent:
+        ports = {"PORT": str(worlds.free_port()), "TAKEN": str(silent.getsockname()[1])}
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in ({"RANK": "1", "WORLD_SIZE": "2"} | variables).items():
+            monkeypatch.setenv(name, ports.get(value, value))
+        began = time.monotonic()
+        words = ["train", "digits-ldrl", "--timeout", "2", "--out", str(tmp_path / "run")]
+        assert cli.main(words) == 2
+    assert time.monotonic() - began < 10
+    error = capfd.readouterr().err
+    assert sentence in error
+    assert error.count("targetprop") == 1
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_of_one_left_over_is_no_world(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    words = ["train", "digits-ldrl", *TINY, "--steps", "2", "--out", tmp_path / "run"]
+    assert cli.main([str(word) for word in words]) == 0
+
+
+def test_nodes_of_two_commands_do_not_meet(tmp_path):
+    place = ["--nodes", 2, "--timeout", 20, "--rendezvous", f"localhost:{worlds.free_port()}"]
+    nodes = [
+        start("train", preset, *TINY, *place, "--out", tmp_path / preset)
+        for preset in ("digits-ldrl", "digits-backprop")
+    ]
+    errors = [node.communicate(timeout=100)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [2, 2]
+    assert sorted("has another command" in error for error in errors) == [False, True]
+    assert sorted("of 2 did not come" in error for error in errors) == [False, True]
 
 
 @pytest.mark.slow

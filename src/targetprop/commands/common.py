@@ -131,12 +131,14 @@ def ranks_of(args: argparse.Namespace) -> Iterator[Ranks]:
         Stopped: the work was done by new processes.
 
     """
-    layout = launch.Layout(args.devices, args.nodes, args.layer_ranks, args.rendezvous)
+    layout = launch.Layout(
+        args.devices, args.nodes, args.layer_ranks, args.rendezvous, args.timeout
+    )
     layout.check()
     if layout.devices * layout.nodes > 1 and not launch.started():
         raise Stopped(*launch.launch(args.words, layout))
     try:
-        ranks = launch.join(layout.layer_ranks)
+        ranks = launch.join(layout.layer_ranks, layout.timeout)
         console.quiet = not ranks.leader
         yield ranks
     finally:
@@ -156,6 +158,13 @@ def spread_out(p: argparse.ArgumentParser) -> None:
         "--rendezvous",
         metavar="HOST:PORT",
         help="of one of several nodes, where they find each other",
+    )
+    p.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="to wait for the other processes before training",
     )
     p.add_argument(
         "--layer-ranks",

@@ -141,7 +141,8 @@ def complain(error: Exception | str, code: int) -> int:
 
 def rank() -> int:
     """The number of this process among those of a run; 0 if it is alone."""
-    return int(os.environ["RANK"]) if launch.started() else 0
+    word = os.environ["RANK"] if launch.started() else "0"
+    return int(word) if word.isdecimal() else 0
 
 
 if __name__ == "__main__":

@@ -1,37 +1,43 @@
-"""Several processes for one run: torch's elastic launcher starts them here, or torchrun has."""
+"""Several processes for one run: started here and watched over, or by torchrun before."""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from targetprop.ranks import Ranks, mesh
+from targetprop.training import rendezvous
 from targetprop.training.config import ConfigError
+from targetprop.training.rendezvous import started
 
 LOST = 4
 """Exit code of a process that lost contact with another one, whose own end tells the cause."""
 
-PATIENCE = 25.0
-"""Seconds after which torch, which kills what does not stop in 30, was about to do so."""
+PATIENCE = 30.0
+"""Seconds that a process which was asked to stop has to finish its step and save."""
 
 STUCK = (
     "a rank did not stop within 30 s and was killed; what was done since the last checkpoint is "
     "lost; go on with: targetprop resume RUN --auto."
 )
 
+EARLY = "stopped before training began; nothing was lost."
+
 LAUNCHED = "TARGETPROP_LAUNCHED"
-"""Set in the environment of processes that ``launch`` starts and speaks for."""
+"""In the environment of processes that ``launch`` starts and speaks for: its process number."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Layout:
         nodes: machines.
         layer_ranks: how many of all processes share out the layers; the others share out the batch.
         rendezvous: HOST:PORT of one of several nodes, where they find each other.
+        timeout: how long to wait for each other, in seconds.
 
     """
 
@@ -50,6 +57,7 @@ class Layout:
     nodes: int = 1
     layer_ranks: int = 1
     rendezvous: str | None = None
+    timeout: float = 60.0
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -64,6 +72,8 @@ class Layout:
                     f"--{name.replace('_', '-')} {getattr(self, name)} is out of range; "
                     "expected at least 1."
                 )
+        if not 0 < self.timeout <= 86400:
+            raise ConfigError(f"--timeout {self.timeout} is out of range; expected up to 86400 s.")
         if not started() and self.devices * self.nodes % self.layer_ranks:
             total = self.devices * self.nodes
             raise ConfigError(
@@ -92,27 +102,37 @@ class Layout:
             )
 
 
-def started() -> bool:
-    """Whether this process is one of several that torchrun or ``launch`` started."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def join(layer_ranks: int) -> Ranks:
+def join(layer_ranks: int, timeout: float) -> Ranks:
     """Meet the other processes, if there are any; NCCL carries CUDA tensors, Gloo all else.
 
     Raises:
-        ConfigError: ``layer_ranks`` does not divide their number.
+        ConfigError: ``layer_ranks`` does not divide their number, or not all came within
+            ``timeout`` seconds.
 
     """
     if not started():
         return Ranks()
+    if LAUNCHED in os.environ:
+        threading.Thread(target=heed, args=[int(os.environ[LAUNCHED])], daemon=True).start()
+    rank, size = rendezvous.numbers(os.environ)
+    store = rendezvous.meet(rank, size, timeout)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         return mesh(layer_ranks)
     except ValueError as error:
         raise ConfigError(f"--layer-ranks {layer_ranks}: {error}") from error
+
+
+def heed(parent: int) -> None:
+    """Stop this process, as by SIGTERM, when the one that launched it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(LOST)
 
 
 def leave() -> None:
@@ -129,56 +149,92 @@ def launch(words: Sequence[str], layout: Layout) -> tuple[int, str | None]:
     Returns:
         (exit code, what to tell the user, if the processes have not said it themselves).
 
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    Raises:
+        ConfigError: the other nodes did not come.
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // layout.devices)))
-    os.environ[LAUNCHED] = "1"
-    config = LaunchConfig(
-        min_nodes=layout.nodes,
-        max_nodes=layout.nodes,
-        nproc_per_node=layout.devices,
-        run_id="targetprop",
-        rdzv_backend="c10d",
-        rdzv_endpoint=layout.rendezvous or "localhost:0",
-        max_restarts=0,
-    )
-    moment: list[float] = []
-    try:
-        with first_signal(moment):
-            elastic_launch(config, sys.executable)("-m", "targetprop", *words)
-    except ChildFailedError as error:
-        return verdict({rank: failure.exitcode for rank, failure in error.failures.items()})
-    except SignalException as error:
-        stuck = bool(moment) and time.monotonic() - moment[0] > PATIENCE
-        return 128 + error.sigval, STUCK if stuck else None
-    return 0, None
+    """
+    with tempfile.TemporaryDirectory(prefix="targetprop-") as private, signals() as asked:
+        common = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // layout.devices)),
+            **os.environ,
+            "WORLD_SIZE": str(layout.devices * layout.nodes),
+            LAUNCHED: str(os.getpid()),
+        }
+        store, node, serves = None, 0, False
+        if layout.rendezvous is None or layout.nodes == 1:
+            common[rendezvous.FILE] = str(Path(private) / "store")
+            common.setdefault("GLOO_SOCKET_IFNAME", loopback())
+        else:
+            store, node, serves = rendezvous.nodes(
+                layout.rendezvous, layout.nodes, words, layout.timeout
+            )
+            host, _, port = layout.rendezvous.rpartition(":")
+            common |= {
+                "MASTER_ADDR": host,
+                "MASTER_PORT": port,
+                "TORCHELASTIC_USE_AGENT_STORE": "True",  # as under torchrun: the launcher serves
+            }
+        ranks = {}
+        for local in range(layout.devices):
+            rank = node * layout.devices + local
+            ranks[rank] = subprocess.Popen(
+                [sys.executable, "-m", "targetprop", *words],
+                env={**common, "RANK": str(rank), "LOCAL_RANK": str(local)},
+                start_new_session=True,  # what is typed at a terminal comes through us alone
+            )
+        codes, stuck = watch(ranks, asked)
+        if store is not None and not any(codes.values()):
+            rendezvous.part(store, layout.nodes, serves, layout.timeout)
+    if asked and any(codes.values()):
+        number = asked[0]
+        early = set(codes.values()) <= {-number, 0}
+        return 128 + number, STUCK if stuck else EARLY if early else None
+    return verdict({rank: code for rank, code in codes.items() if code and rank not in stuck})
+
+
+def loopback() -> str:
+    """The name of the network that does not leave this machine."""
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
 
 
 @contextmanager
-def first_signal(moment: list[float]) -> Iterator[None]:
-    """Let ``moment`` receive the time of the first signal, whoever handles it."""
-    ours, systems = socket.socketpair()
-    systems.setblocking(False)
-
-    def listen() -> None:
-        if ours.recv(1):
-            moment.append(time.monotonic())
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    before = signal.set_wakeup_fd(systems.fileno(), warn_on_full_buffer=False)
+def signals() -> Iterator[list[int]]:
+    """A list that gets the numbers of SIGINT and SIGTERM, which then end nothing by themselves."""
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: asked.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield
+        yield asked
     finally:
-        signal.set_wakeup_fd(before)
-        systems.close()
-        listener.join()
-        ours.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watch(
+    ranks: dict[int, subprocess.Popen[bytes]], asked: list[int]
+) -> tuple[dict[int, int], set[int]]:
+    """Wait for the processes; ask all to stop when we are asked or one fails, and kill at last.
+
+    Returns:
+        (exit codes by rank, the ranks that did not stop and were killed here).
+
+    """
+    since, stuck = None, set()
+    while any(process.poll() is None for process in ranks.values()):
+        failed = any(process.returncode for process in ranks.values())
+        running = {rank for rank, process in ranks.items() if process.returncode is None}
+        if since is None and (asked or failed):
+            since = time.monotonic()
+            for rank in running:
+                ranks[rank].send_signal(asked[0] if asked else signal.SIGTERM)
+        elif since is not None and time.monotonic() - since > PATIENCE:
+            stuck |= running
+            for rank in running:
+                ranks[rank].kill()
+        time.sleep(0.05)
+    return {rank: process.returncode for rank, process in ranks.items()}, stuck
 
 
 def verdict(codes: dict[int, int]) -> tuple[int, str | None]:
@@ -198,7 +254,7 @@ def verdict(codes: dict[int, int]) -> tuple[int, str | None]:
             f"rank {rank} was killed by signal {-code} ({name}) and the other ranks were stopped; "
             f"{remedy}.",
         )
-    rank, code = min(causes.items())
+    rank, code = min(causes.items(), default=(0, 0))
     if code == LOST:
         return code, f"rank {rank} lost contact with a rank on another node; see the message there."
     return code, None
