@@ -519,7 +519,7 @@ def test_probes_back_off_and_come_back():
         feedback.step()
         if feedback.report:
             gaps.append(step)
-    assert gaps[0] == 1  # at once again after it had risen
+    assert gaps == [0, 2, 6, 14, 30]  # at once again after it had risen, then ever more rarely
 
 
 def test_without_an_optimizer_to_follow_probes_teach_alone():
@@ -561,19 +561,21 @@ def test_a_loaded_plain_checkpoint_is_learned_at_the_next_step():
     assert max(feedback.mismatch().values()) < 1e-5
 
 
-def test_a_frozen_weight_is_calibrated_once_and_not_tracked():
+def test_a_frozen_weight_is_calibrated_and_then_looked_at_rarely():
     model, _x, _loss = models.make("lora", torch.float32)
     feedback = tp.attach(model)
-    assert "calibrated once" in repr(feedback)
+    assert "rarely checked" in repr(feedback)
     optimizer = feedback.follow(
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     )
-    seen = set()
+    seen = []
     for _ in range(1200):
         optimizer.zero_grad()
         optimizer.step()
-        seen |= set(feedback.report)
-    assert not any(name.endswith("base") for name in seen)
+        seen += feedback.report
+    frozen = [name for name in feedback.maps if name.endswith("base")]
+    assert frozen
+    assert all(seen.count(name) == 1 for name in frozen)
     assert any(name.endswith("up") for name in seen)
 
 

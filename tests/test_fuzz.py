@@ -34,7 +34,7 @@ class Enough(BaseException):
 
 def plausible():
     """By key, the values that the presets give it."""
-    found = {key: set() for key in config.keys()}
+    found = {key: set() for key in list(config.keys())}
     for preset in config.presets().values():
         for key, value in config.flat(preset):
             found.setdefault(key, set()).add(repr(value) if isinstance(value, list) else value)
@@ -52,7 +52,9 @@ NUMBERS = st.one_of(
 WILD = st.one_of(
     NUMBERS,
     st.sampled_from(EVERY),
-    st.sampled_from(["", "null", "true", "~", "[]", "{}", "[[]]", "{a: 1}", "[null]", "- 1", "!!x"]),
+    st.sampled_from(
+        ["", "null", "true", "~", "[]", "{}", "[[]]", "{a: 1}", "[null]", "- 1", "!!x"]
+    ),
     st.lists(st.one_of(st.integers(-1, 40), st.sampled_from(["a", None, 1.5, [1], 10**18])))
     .map(repr)
     .map(lambda text: text.replace("None", "null")),

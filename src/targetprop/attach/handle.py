@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from targetprop.attach import coverage, tracking
-from targetprop.attach.growth import fill, grow
+from targetprop.attach import coverage, surgery, tracking
+from targetprop.attach.growth import grow
+from targetprop.attach.hidden import Hidden
 from targetprop.attach.install import Gains, give_back, is_paired, look, sites_of, take, unfed
 from targetprop.attach.learning import Learning
 from targetprop.attach.link import Broadcast, links_of
+from targetprop.attach.rounds import Rounds
 from targetprop.attach.sites import Site, learners, pairs
 from targetprop.attach.table import table
 from targetprop.feedback import FeedbackReport, Fixed
@@ -43,14 +46,14 @@ class Feedback:
         self.model, self.rule, self.solver, self.seed = model, rule, solver, seed
         self.report: dict[str, FeedbackReport] = {}
         self.learning = Learning(rule, solver, seed, self._tracked)
-        self._followed: list[tracking.Step] = []
-        self._rounds = 0
+        self._rounds = Rounds()
         self._undrawn: list[Site] = []
-        self._draw: Any = None
+        self._late: surgery.Late | None = None
         self._first: coverage.FirstPass | None = None
         self._broadcast: Any = None
         self._reminder: tracking.Reminder | None = None
         self.sites: list[Site] = []
+        self._strict = strict
         adopting = bool(links_of(model))
         self._link, self._modules, left_out = take(model, rule, only, skip, gains, beta)
         if not self._modules:
@@ -60,7 +63,7 @@ class Feedback:
                 "what targetprop.register was told."
             )
         self._link.handle = weakref.ref(self)
-        self._ignored_before = list(getattr(model, "_ddp_params_and_buffers_to_ignore", []))
+        self._hidden: Hidden | None = None
         try:
             coverage.report(coverage.refused(model, left_out), strict)
             reads, shapes, last = set(), {}, None
@@ -74,57 +77,51 @@ class Feedback:
             if rule.direct and last is not None:
                 self._broadcast = last.register_forward_hook(Broadcast(self._link))
             grow(self.sites, rule, seed, shapes, last, adopting)
-            self._undrawn = (
-                []
-                if adopting
-                else [s for s in self.sites if s.omega is not None and s.omega.is_meta]
-            )
+            self._undrawn = [s for s in self.sites if s.omega is not None and s.omega.is_meta]
             if self._undrawn:
-                self._draw = model.register_forward_pre_hook(lambda *_: self._draw_late())
-            omegas = [
-                name
-                for name, p in model.named_parameters(remove_duplicate=False)
-                if self._is_omega(p)
-            ]
-            if omegas:
-                self._ignore([*self._ignored_before, *omegas])
+                self._late = surgery.Late(model, self._link)
+            self._known = {id(module) for module in model.modules()}
+            named = model.named_parameters(remove_duplicate=False)
+            self._hidden = Hidden(model, [name for name, p in named if self._is_omega(p)])
             with torch.no_grad():
                 self.learning.begin(self._learners())
-            watched = next(
-                (s for s in self._learners() if s.theta is not None and not s.frozen), None
-            )
-            if watched is not None and (self._tracks or not isinstance(solver, Fixed)):
-                where = model if is_paired(model) else watched.module
-                self._reminder = tracking.Reminder(
-                    where, watched.module, watched.layout.weight, self._link
-                )
+            if self._tracks or not isinstance(solver, Fixed):
+                where = model if is_paired(model) else None
+                self._reminder = tracking.remind(self._learners(), self._link, where)
         except BaseException:
             self.detach()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the optimizers: torch copies and pickles those without their hooks."""
-        return self.__dict__ | {"_followed": [], "_rounds": 0, "_draw": None}
+        return self.__dict__ | {"_rounds": Rounds()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copied or pickled handle, with its model."""
         self.__dict__.update(state)
         self._link.handle = weakref.ref(self)
+        self._known = {id(module) for module in self.model.modules()}
 
-    @torch.no_grad()
     def _draw_late(self) -> None:
         """Draw the ω of a model that was attached on the meta device, once it has left that."""
-        for site in [site for site in self._undrawn if not site.omega.is_meta]:
-            fill(site.omega, site, self.rule, self.seed)
-            self._undrawn.remove(site)
-        if not self._undrawn and self._draw is not None:
-            self._draw.remove()
-            self._draw = None
+        self._undrawn = surgery.draw(self._undrawn, self.rule, self.seed)
+        if not self._undrawn and self._late is not None:
+            self._late.remove()
+            self._late = None
 
-    def _ignore(self, names: list[str]) -> None:
-        """Keep the parameters called ``names`` out of DDP's reducer."""
-        model: Any = self.model
-        model._ddp_params_and_buffers_to_ignore = names
+    def _look_after(self) -> None:
+        """See to what was done to the model since ``attach``."""
+        self._draw_late()
+        if not self.rule.direct:
+            surgery.separate(self.sites)
+            self.learning.admit(self._learners())
+        gains = any(site.layout.form == "diagonal" for site in self.sites)
+        names = surgery.newcomers(self.model, self._known, self._link, gains)
+        if names and self._strict:
+            raise coverage.NotCovered(surgery.sentence(names))
+        if names:
+            self._known = {id(module) for module in self.model.modules()}
+            warnings.warn(surgery.sentence(names), UserWarning, stacklevel=4)
 
     def _is_omega(self, parameter: nn.Parameter) -> bool:
         return any(parameter is site.omega for site in self.sites)
@@ -145,7 +142,7 @@ class Feedback:
     def _tracked(self, site: Site) -> bool:
         """Whether a map's ω gets the increments of its θ: a followed optimizer moves both."""
         both, learns = {id(site.theta), id(site.omega)}, site.theta is not None and not site.frozen
-        return self._tracks and learns and any(both <= step.moved() for step in self._followed)
+        return self._tracks and learns and any(both <= step.moved() for step in self._rounds.steps)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -155,11 +152,16 @@ class Feedback:
         doubling up to the solver's maximum; one that is over is corrected, and probed soon again.
         Weights loaded without their ω are probed at once.
         """
-        self._forget_reminder()
-        self._draw_late()
+        self._look_after()
+        self._learn(self._learners(), True)
+
+    def _learn(self, sites: list[Site], leads: bool) -> None:
+        """Probe those of ``sites`` that are due; ``leads``: it is the first of a round."""
         if self._first is not None:
             self._first.stepped([site.theta for site in self.sites])
-        self.report = self.learning.step(self._learners(), self._link.stale)
+        self.learning.steps += leads
+        found = self.learning.step(sites, self._link.stale)
+        self.report = found if leads else self.report | found
         self._link.stale = False
 
     def follow(self, optimizer: Any) -> Any:
@@ -170,7 +172,9 @@ class Feedback:
 
         Args:
             optimizer: any ``torch.optim.Optimizer``, also as wrapped by Lightning or accelerate.
-                With several optimizers, follow each. Call it before ``optimizer.load_state_dict``.
+                With several optimizers, follow each: the maps of each are probed after its steps.
+                Call it before ``optimizer.load_state_dict``. An optimizer that has made steps
+                already gives ω its state of θ.
 
         Returns:
             ``optimizer``, for ``configure_optimizers`` to return ``feedback.follow(optimizer)``.
@@ -181,34 +185,28 @@ class Feedback:
 
         """
         inner = tracking.inner(optimizer)
-        if any(step.optimizer is inner for step in self._followed):
+        self._look_after()
+        if self._rounds.has(inner):
             return optimizer
         own = (p for p in self.model.parameters() if not self._is_omega(p))
         count = tracking.admit(inner, list(self._pairs()), own)
         if self.rule.tracks and count:
             tracking.warn_without_decay(inner)
-        followed = tracking.Step(inner, self._pairs, self._after, self._link.beta is not None)
-        followed.count = self._rounds
-        self._followed.append(followed)
-        self._forget_reminder()
+        finite = self._link.beta is not None
+        self._rounds.add(tracking.Step(inner, self._pairs, self._after, finite))
         self.learning.spread(self._learners())
         return optimizer
 
-    def _forget_reminder(self) -> None:
-        if self._reminder is not None:
-            self._reminder.remove()
-            self._reminder = None
+    @property
+    def steps(self) -> int:
+        """Steps of the feedback so far; with several optimizers, rounds of them."""
+        return self.learning.steps
 
-    steps = property(lambda self: self.learning.steps, doc="Steps of the feedback so far.")
-
+    @torch.no_grad()
     def _after(self, optimizer: Any) -> None:
-        """Step once a round of the optimizers: each that goes ahead of all begins a new one."""
-        for followed in self._followed:
-            if followed.optimizer is optimizer:
-                followed.count += 1
-                if followed.count > self._rounds:
-                    self._rounds = followed.count
-                    self.step()
+        """Probe those maps whose turn it is that are due."""
+        self._look_after()
+        self._learn(*self._rounds.turn(optimizer, self._learners()))
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -250,7 +248,12 @@ class Feedback:
     @property
     def followed(self) -> bool:
         """Whether an optimizer is followed."""
-        return bool(self._followed)
+        return bool(self._rounds.steps)
+
+    @property
+    def stepping(self) -> bool:
+        """Whether a followed optimizer is within its step, which may run the model (L-BFGS)."""
+        return any(step.running for step in self._rounds.steps)
 
     @property
     def maps(self) -> dict[str, nn.Module]:
@@ -259,20 +262,16 @@ class Feedback:
 
     def detach(self) -> nn.Module:
         """Give the plain model back: own classes, no ω; followed optimizers lose ω and hooks."""
-        for step in self._followed:
+        for step in self._rounds.steps:
             step.remove()
             tracking.leave(
                 step.optimizer, [site.omega for site in self.sites if site.omega is not None]
             )
-        self._followed = []
-        for handle in (self._first, self._broadcast, self._reminder, self._draw):
+        self._rounds = Rounds()
+        for handle in (self._first, self._broadcast, self._reminder, self._late, self._hidden):
             if handle is not None:
                 handle.remove()
         give_back(self.model, self._modules)
-        if self._ignored_before:
-            self._ignore(self._ignored_before)
-        elif hasattr(self.model, "_ddp_params_and_buffers_to_ignore"):
-            del self.model._ddp_params_and_buffers_to_ignore
         self.sites, self._modules = [], {}
         return self.model
 
@@ -284,7 +283,7 @@ class Feedback:
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every map; ω are in the model's own ``state_dict``."""
-        return self.learning.state_dict()
+        return self.learning.state_dict() | {"stale": self._link.stale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, so that a run goes on as if it had not stopped.
@@ -294,6 +293,7 @@ class Feedback:
 
         """
         self.learning.load_state_dict(state)
+        self._link.stale |= bool(state.get("stale"))
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""

@@ -41,8 +41,8 @@ class Learning:
         self.memory: dict[str, Memory] = {}
         self.steps = 0
         self._tolerance: float = getattr(solver, "limit", math.inf)
-        self._weights: dict[str, tuple[int, bool]] = {}
-        self._unchecked = False
+        self._weights: dict[str, tuple[Any, bool]] = {}
+        self._unchecked: set[str] = set()
         self._unseen: set[str] = set()
 
     def begin(self, sites: Sequence[Site]) -> None:
@@ -51,6 +51,7 @@ class Learning:
         with own_format(sites):
             for site in sites:
                 self.calibrate(site)
+                self._rest(site, self.memory[site.name])
 
     def calibrate(self, site: Site) -> bool:
         """Likewise one map; False until it can be probed: a registered one needs an input."""
@@ -73,60 +74,77 @@ class Learning:
                 break
         return True
 
+    def admit(self, sites: Sequence[Site]) -> None:
+        """Begin to remember maps that have an ω of their own only now."""
+        for site in sites:
+            self.memory.setdefault(site.name, Memory())
+
     def spread(self, sites: Sequence[Site]) -> None:
-        """Before the first step: tracked maps are probed in turn, after one check of all."""
-        self._unchecked = self.steps == 0
+        """As an optimizer is followed: check all once; before the first step, take turns."""
+        self._unchecked = {site.name for site in sites}
         interval = getattr(self.solver, "probe_every", 1)
-        for index, site in enumerate(sites if self._unchecked else ()):
+        for index, site in enumerate(sites if self.steps == 0 else ()):
             memory = self.memory[site.name]
             if self.tracked(site) and memory.probes and memory.wait < NEVER:
                 memory.interval, memory.wait = interval, interval + index % interval
 
     def step(self, sites: Sequence[Site], stale: bool) -> dict[str, FeedbackReport]:
         """Probe what is due; all where weights were loaded without their ω (``stale``)."""
-        self.steps += 1
         if stale and not isinstance(self.solver, Fixed):
             for memory in self.memory.values():
                 memory.wait, memory.mismatch = 0, math.inf
-        checking, self._unchecked = self._unchecked, False
         with own_format(sites):
-            return dict(self._probe_due(sites, checking))
+            return dict(self._probe_due(sites))
 
-    def _probe_due(
-        self, sites: Sequence[Site], checking: bool
-    ) -> Iterator[tuple[str, FeedbackReport]]:
+    def _probe_due(self, sites: Sequence[Site]) -> Iterator[tuple[str, FeedbackReport]]:
         """The maps whose turn it is, each with what was done to it."""
         for site in sites:
             redraw(site, self.rule, self.seed, self.steps)
             memory = self.memory[site.name]
+            checking = site.name in self._unchecked
+            self._unchecked.discard(site.name)
             if self._is_other(site) or (checking and self._has_strayed(site, memory)):
                 memory.wait = memory.interval = 0
-            settled = site.frozen and memory.mismatch <= self._tolerance < math.inf
-            if settled or not memory.tick():
+            before = memory.probes
+            if not memory.tick():
                 continue
-            if memory.probes == 0 and not isinstance(self.solver, Fixed):
+            if before == 0 or isinstance(self.solver, Fixed):
                 if not self.calibrate(site):
-                    memory.wait = 1
-                    self._tell_unseen(site)
+                    self._put_off(site, memory)
                     continue
             else:
-                seen: Any = site.probe()
+                seen = site.probe()
+                if seen is None:  # a registered map of a resumed run has seen no input yet
+                    self._put_off(site, memory)
+                    continue
                 learned = self.solver.probe(
                     seen, memory, self._noise(site, memory), self.tracked(site)
                 )
                 if learned is not None:
                     site.write(learned)
-            yield site.name, FeedbackReport(1, mismatch=memory.mismatch)
+            self._rest(site, memory)
+            yield site.name, FeedbackReport(memory.probes - before, mismatch=memory.mismatch)
+
+    def _rest(self, site: Site, memory: Memory) -> None:
+        """Let a map under tolerance whose θ does not learn wait as long as any may."""
+        if site.frozen and memory.mismatch <= self._tolerance < math.inf:
+            longest = getattr(self.solver, "probe_every_at_most", memory.interval)
+            memory.wait = memory.interval = longest
+
+    def _put_off(self, site: Site, memory: Memory) -> None:
+        """Try a map that has seen no input again at the next step."""
+        memory.wait = 1
+        self._tell_unseen(site)
 
     def _noise(self, site: Site, memory: Memory) -> int:
         """The seed of a map's next probe."""
         return mixed(self.seed, key_of(site.name), memory.probes)
 
     def _is_other(self, site: Site) -> bool:
-        """Whether θ is another tensor than in the last step, or one that something computes now."""
-        weight = id(site.theta), site.theta is None
-        before, self._weights[site.name] = self._weights.get(site.name, weight), weight
-        return before != weight
+        """Whether θ is another tensor than in the last step, computed now, or learns only now."""
+        theta, frozen = self._weights.get(site.name, (site.theta, site.frozen))
+        self._weights[site.name] = site.theta, site.frozen
+        return theta is not site.theta or (frozen and not site.frozen)
 
     def _has_strayed(self, site: Site, memory: Memory) -> bool:
         """Whether θ moved without ω since calibration: by DDP's broadcast, a user's new draw."""
@@ -174,7 +192,7 @@ class Learning:
             raise ValueError(
                 f"this feedback state is of other maps than the model's: {', '.join(odd)} differ."
             )
-        self.steps, self._unchecked = state["steps"], False
+        self.steps, self._unchecked = state["steps"], set()
         for name, memory in state["maps"].items():
             self.memory[name].load_state_dict(memory)
 

@@ -114,14 +114,24 @@ def learners(sites: Iterable[Site]) -> list[Site]:
 
 
 def pairs(sites: Iterable[Site]) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-    """(θ, ω) of the maps whose θ learns, each ω once."""
+    """(θ, ω) of the maps whose θ is a parameter, each ω once; frozen ones may learn later."""
     seen = set()
     for site in sites:
         theta, omega = site.theta, site.omega
-        if theta is None or omega is None or not theta.requires_grad or id(omega) in seen:
+        if theta is None or omega is None or id(omega) in seen:
             continue
         seen.add(id(omega))
         yield theta, omega
+
+
+def untied(sites: Iterable[Site]) -> list[Site]:
+    """The maps that share their ω with an earlier one though they no longer share its θ."""
+    first: dict[int, nn.Parameter | None] = {}
+    return [
+        site
+        for site in sites
+        if site.omega is not None and first.setdefault(id(site.omega), site.theta) is not site.theta
+    ]
 
 
 def whole(tensor: Any) -> Tensor:

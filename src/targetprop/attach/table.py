@@ -37,5 +37,5 @@ def learning(feedback: Any, site: Site) -> str:
     if feedback._tracked(site):
         words.append("tracked")
     if not isinstance(feedback.solver, Fixed):
-        words.append("calibrated once" if site.frozen else "probed")
+        words.append("calibrated, rarely checked" if site.frozen else "probed")
     return ", ".join(words) or "fixed"

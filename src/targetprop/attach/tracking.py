@@ -9,6 +9,7 @@ gradient of ω. ω − θ is untouched by equal increments and shrinks by equal 
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from targetprop.attach.link import Link
+from targetprop.attach.sites import Site
 
 Pairs = Callable[[], Iterable[tuple[nn.Parameter, nn.Parameter]]]
 """The current (θ, ω) of all tracked maps."""
@@ -44,7 +46,11 @@ def inner(optimizer: Any) -> Optimizer:
 
 
 def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> int:
-    """Put each ω at the end of its θ's parameter group; returns how many θ the optimizer has."""
+    """Put each ω at the end of its θ's parameter group; returns how many θ the optimizer has.
+
+    An optimizer that has moved θ already gives ω a copy of its state of θ, which holds a history
+    of gradients: without it the next increments would not be equal.
+    """
     place = {
         id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
     }
@@ -64,6 +70,8 @@ def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]
                 group["param_names"].append(f"{owner}{dot}feedback_{name}")
             group["params"].append(omega)
             place[id(omega)] = wanted
+            if theta in optimizer.state:
+                optimizer.state[omega] = copy.deepcopy(optimizer.state[theta])
     return count
 
 
@@ -146,7 +154,7 @@ class Step:
     ):
         """Follow ``optimizer``; ``finite``: a finite nudge, which no scaler may blow up."""
         self.optimizer, self.pairs, self.after, self.finite = optimizer, pairs, after, finite
-        self.count = 0
+        self.count, self.running = 0, False
         self.handles = [
             optimizer.register_step_pre_hook(self.begin),
             optimizer.register_step_post_hook(self.end),
@@ -161,6 +169,7 @@ class Step:
                 "attach(beta=...) sends finite differences, which a gradient scaler would enlarge: "
                 "train in float32 or bfloat16 without a scaler, or leave beta out."
             )
+        self.running = True
         return with_gradients(self.copy, args, kwargs)
 
     def moved(self) -> set[int]:
@@ -179,6 +188,7 @@ class Step:
 
     def end(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         """Clear them, probe what is due; our hook stays last: others see gradients of θ alone."""
+        self.running = False
         for _, omega in self.pairs():
             omega.grad = None
         self.handles[0].remove()
@@ -192,29 +202,25 @@ class Step:
 
 
 class Reminder:
-    """Says once that weights move while ω does not: neither ``follow`` nor ``step`` was called."""
+    """Says once that weights move while ω does not: no followed optimizer, nor ``step``, did it.
+
+    One move is enough where nothing was ever followed or stepped and the model trains; else it
+    takes two in a row, since weights may be clipped, averaged or perturbed between steps.
+    """
 
     def __init__(self, where: nn.Module, module: nn.Module, name: str, link: Link):
-        """Watch the weight ``name`` of ``module`` before each training pass of ``where``."""
-        self.module, self.name, self.link, self.seen, self.loaded = (
-            module,
-            name,
-            link,
-            None,
-            link.loaded,
-        )
+        """Watch the weight ``name`` of ``module`` before each pass of ``where`` with gradients."""
+        self.module, self.name, self.link = module, name, link
+        self.seen: int | None = None
+        self.moves, self.steps, self.loaded = 0, 0, link.loaded
         self.handle = where.register_forward_pre_hook(self.look)
 
     def look(self, model: nn.Module, args: tuple) -> None:
         """Compare how often the weight has been written."""
-        if (
-            torch.compiler.is_compiling()
-            or not torch.is_grad_enabled()
-            or self.link.exact
-            or not model.training
-        ):
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact:
             return
-        if self.link.handle is None:  # a copy of the model
+        feedback = self.link.handle() if self.link.handle is not None else None
+        if feedback is None:  # a copy of the model
             self.remove()
             return
         weight = self.module._parameters.get(self.name)
@@ -222,20 +228,33 @@ class Reminder:
             return
         if self.loaded != self.link.loaded:  # a checkpoint, no step
             self.loaded, self.seen = self.link.loaded, None
-        if self.seen is not None and weight._version > self.seen:
+        moved = self.seen is not None and weight._version > self.seen
+        if feedback.steps != self.steps or feedback.stepping:
+            self.steps, self.moves = feedback.steps, 0
+        elif moved:
+            self.moves += 1
+        self.seen = weight._version
+        if self.moves >= (2 if self.steps or feedback.followed or not model.training else 1):
             self.remove()
             warnings.warn(
                 "the weights of an attached model move but its feedback learns nothing: call "
-                "follow(optimizer) of its feedback or algorithm once, or "
-                "feedback.step() after every step.",
+                "follow(optimizer) of its feedback or algorithm for the optimizer whose step runs, "
+                "or feedback.step() after every step.",
                 UserWarning,
                 stacklevel=2,
             )
-        self.seen = weight._version
 
     def remove(self) -> None:
         """Unhook."""
         self.handle.remove()
+
+
+def remind(sites: Sequence[Site], link: Link, where: nn.Module | None) -> Reminder | None:
+    """Watch a weight of ``sites`` that learns, if any, in passes of ``where`` or its own."""
+    for site in sites:
+        if site.theta is not None and not site.frozen:
+            return Reminder(where or site.module, site.module, site.layout.weight, link)
+    return None
 
 
 def scaled() -> bool:

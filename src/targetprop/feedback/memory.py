@@ -38,13 +38,16 @@ class Memory:
         return self.wait <= 0
 
     def after(self, mismatch: float, tolerance: float, shortest: int, longest: int) -> None:
-        """Wait the shortest over tolerance, else as long as last time, or twice as long.
+        """Wait one step over tolerance, else as long as last time, or twice as long.
 
         Doubled under a quarter of the tolerance, it finds a steadily drifting ω soon after that.
+        The first wait is the shortest one.
         """
         self.mismatch = mismatch
-        if self.interval == 0 or not mismatch <= tolerance:
+        if self.interval == 0:
             self.interval = shortest
+        elif not mismatch <= tolerance:
+            self.interval = 1
         elif mismatch <= tolerance / 4:
             self.interval = min(2 * self.interval, longest)
         self.wait = self.interval
