@@ -5,14 +5,17 @@ import multiprocessing
 import os
 import signal
 import socket
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from cases import CASES, make
+from targetprop.analysis import figures
 from targetprop.commands import main as cli
 from targetprop.ranks import Group, Ranks, mesh
-from targetprop.training import checkpoint
+from targetprop.training import checkpoint, lock
+from targetprop.training.logging import Metrics
 
 # A server with all imported, what training imports late too: a process starts in milliseconds.
 LATE = (
@@ -108,7 +111,11 @@ def program(words, kill=None):
 
 
 def countdown(kind, count):
-    """Let this process kill itself amid the ``count``-th step, checkpoint write or exchange."""
+    """Let this process kill itself amid the ``count``-th event of a kind.
+
+    "step": an update; "write": of a checkpoint; "exchange"; "report": of a row, a picture or
+    another file; "lock": the lock was taken, or is about to be given back.
+    """
     left = [count]
 
     def die_at_last():
@@ -139,6 +146,49 @@ def countdown(kind, count):
             write(path, part)
 
         checkpoint.write_atomically = torn
+    elif kind == "report":
+        write, add, draw = checkpoint.write_atomically, Metrics.write, figures.draw_runs
+
+        def torn_text(path, fill):
+            def part(file):
+                if path.suffix != ".pt":
+                    file.write(b"half a file")
+                    file.flush()
+                    die_at_last()
+                    file.seek(0)
+                    file.truncate()
+                fill(file)
+
+            write(path, part)
+
+        def torn_row(self, *args, **kwargs):
+            if self._file is not None and left[0] == 0:
+                self._file.write('{"kind": "train", "st')
+                self._file.flush()
+            die_at_last()
+            add(self, *args, **kwargs)
+
+        def torn_picture(curves, path):
+            path.write_bytes(b"half a picture")
+            die_at_last()
+            draw(curves, path)
+
+        checkpoint.write_atomically, Metrics.write = torn_text, torn_row
+        figures.draw_runs = torn_picture
+    elif kind == "lock":
+        take, unlink = lock.taken, Path.unlink
+
+        def taken(path):
+            handle = take(path)
+            die_at_last()
+            return handle
+
+        def given_back(path, missing_ok=False):
+            if path.name == lock.NAME:
+                die_at_last()
+            unlink(path, missing_ok)
+
+        lock.taken, Path.unlink = taken, given_back
     else:
         exchange = Group._exchange
 
