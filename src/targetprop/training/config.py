@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -117,7 +118,7 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
         parsed = parser.parse_args(arguments)
     except Exception:
         # jsonargparse raises argparse.ArgumentError, or what a type's constructor raises
-        for argument in arguments:  # one by one, to name the setting at fault
+        for argument in reversed(arguments):  # one by one, to name the setting at fault
             try:
                 parser.parse_args([argument])
             except Exception as error:
@@ -146,6 +147,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+@functools.cache
 def presets() -> dict[str, dict[str, Any]]:
     """Every preset by name: a task's common settings with those of one of its variants over it."""
     found = {}
