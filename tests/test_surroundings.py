@@ -4,7 +4,10 @@ import errno
 import io
 import itertools
 import json
+import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -188,3 +191,24 @@ def test_curves_of_a_resumed_run_are_in_order_though_the_clock_was_set_back(tmp_
     assert steps == (0, 1, 2, 3, 4)
     assert values == pytest.approx([1 / (1 + step) for step in steps])
     assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([10.0] * 4)
+
+
+def test_a_run_outlives_its_terminal(tmp_path):
+    """As under nohup: the terminal goes, SIGHUP is ignored, and the end is a good one."""
+    terminal_of_user, ours = pty.openpty()
+    words = ["train", "digits-backprop", *TINY, "--steps", "40", "--log_every", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "targetprop", *words, "--out", str(tmp_path / "run")],
+        stdin=subprocess.DEVNULL,
+        stdout=ours,
+        stderr=ours,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        start_new_session=True,
+    )
+    os.close(ours)
+    limit = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.close(terminal_of_user)
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "run" / "curves.png").exists()
