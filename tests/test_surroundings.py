@@ -131,8 +131,10 @@ def test_a_run_that_diverges_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.yaml").write_text("preset: digits-backprop\noptimizer: {lr: 1.0e+6}\n")
     words = [*TINY[:-4], "--epochs", "1", "--seeds", "1", "--out", "s"]
-    assert main.main(["sweep", "bad.yaml", "digits-backprop", *words]) == 0
-    assert "bad/seed-0 diverged" in capsys.readouterr().out
+    assert main.main(["sweep", "bad.yaml", "digits-backprop", *words]) == main.DIVERGED
+    said = capsys.readouterr()
+    assert "bad/seed-0 diverged" in said.out
+    assert "the table is of the other runs" in said.err
     written = json.loads((tmp_path / "s/sweep.json").read_text())
     assert [line["name"] for line in written["results"]] == ["digits-backprop"]
 

@@ -33,13 +33,17 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         args.presets, args.seeds, [*overrides(words), *data_dir(args)], place(args.out)
     )
     folder = writable(args.out)
+    diverged = []
     for cell in found:
-        diverged = sweep.run_cell(cell, lambda session: follow(session, deadline))
-        if diverged:
-            say(diverged)
+        why = sweep.run_cell(cell, lambda session: follow(session, deadline))
+        if why:
+            diverged.append(str(cell.folder))
+            say(why)
     if all(cell.result is None for cell in found):
         raise Diverged("no run of the sweep came to its end.")
     table = Table(*sweep.HEADINGS)
     for line in sweep.write(found, folder):
         table.add_row(*sweep.row(line))
     console.print(table)
+    if diverged:
+        raise Diverged(f"{', '.join(diverged)} diverged; the table is of the other runs.")
