@@ -20,7 +20,7 @@ from targetprop.attach.link import Broadcast, links_of
 from targetprop.attach.rounds import Rounds
 from targetprop.attach.sites import Site, learners, pairs
 from targetprop.attach.table import table
-from targetprop.feedback import FeedbackReport, Fixed
+from targetprop.feedback import FeedbackReport
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
 
@@ -85,7 +85,7 @@ class Feedback:
             self._hidden = Hidden(model, [name for name, p in named if self._is_omega(p)])
             with torch.no_grad():
                 self.learning.begin(self._learners())
-            if self._tracks or not isinstance(solver, Fixed):
+            if self._tracks or solver.learns:
                 where = model if is_paired(model) else None
                 self._reminder = tracking.remind(self._learners(), self._link, where)
         except BaseException:
@@ -135,9 +135,7 @@ class Feedback:
 
     @property
     def _tracks(self) -> bool:
-        return not self.rule.direct and (
-            self.rule.tracks or getattr(self.solver, "tracking", False)
-        )
+        return not self.rule.direct and (self.rule.tracks or self.solver.tracking)
 
     def _tracked(self, site: Site) -> bool:
         """Whether a map's ω gets the increments of its θ: a followed optimizer moves both."""

@@ -13,8 +13,8 @@ from torch import Generator
 
 from targetprop.attach.growth import key_of
 from targetprop.attach.sites import Site, whole
-from targetprop.feedback import FeedbackReport, Fixed, ProbeSolver
-from targetprop.feedback.memory import NEVER, Memory
+from targetprop.feedback import FeedbackReport, ProbeSolver
+from targetprop.feedback.memory import Memory
 from targetprop.rules import Rule
 from targetprop.seeds import mixed
 
@@ -40,7 +40,7 @@ class Learning:
         self.rule, self.solver, self.seed, self.tracked = rule, solver, seed, tracked
         self.memory: dict[str, Memory] = {}
         self.steps = 0
-        self._tolerance: float = getattr(solver, "limit", math.inf)
+        self._tolerance: float = solver.limit
         self._weights: dict[str, tuple[Any, bool]] = {}
         self._unchecked: set[str] = set()
         self._unseen: set[str] = set()
@@ -49,16 +49,13 @@ class Learning:
         """Bring the ω of ``sites`` under the solver's tolerance, from noise alone."""
         self.memory = {site.name: Memory() for site in sites}
         with own_format(sites):
-            for site in sites:
+            for site in sites if self.solver.learns else ():
                 self.calibrate(site)
                 self._rest(site, self.memory[site.name])
 
     def calibrate(self, site: Site) -> bool:
         """Likewise one map; False until it can be probed: a registered one needs an input."""
         memory = self.memory[site.name]
-        if isinstance(self.solver, Fixed):
-            memory.wait = NEVER
-            return True
         if site.omega.is_meta:
             return False
         for _ in range(CALIBRATIONS):
@@ -82,15 +79,15 @@ class Learning:
     def spread(self, sites: Sequence[Site]) -> None:
         """As an optimizer is followed: check all once; before the first step, take turns."""
         self._unchecked = {site.name for site in sites}
-        interval = getattr(self.solver, "probe_every", 1)
+        interval = self.solver.probe_every
         for index, site in enumerate(sites if self.steps == 0 else ()):
             memory = self.memory[site.name]
-            if self.tracked(site) and memory.probes and memory.wait < NEVER:
+            if self.tracked(site) and memory.probes:
                 memory.interval, memory.wait = interval, interval + index % interval
 
     def step(self, sites: Sequence[Site], stale: bool) -> dict[str, FeedbackReport]:
         """Probe what is due; all where weights were loaded without their ω (``stale``)."""
-        if stale and not isinstance(self.solver, Fixed):
+        if stale:
             for memory in self.memory.values():
                 memory.wait, memory.mismatch = 0, math.inf
         with own_format(sites):
@@ -100,6 +97,8 @@ class Learning:
         """The maps whose turn it is, each with what was done to it."""
         for site in sites:
             redraw(site, self.rule, self.seed, self.steps)
+            if not self.solver.learns:
+                continue
             memory = self.memory[site.name]
             checking = site.name in self._unchecked
             self._unchecked.discard(site.name)
@@ -108,7 +107,7 @@ class Learning:
             before = memory.probes
             if not memory.tick():
                 continue
-            if before == 0 or isinstance(self.solver, Fixed):
+            if before == 0:
                 if not self.calibrate(site):
                     self._put_off(site, memory)
                     continue
@@ -128,8 +127,7 @@ class Learning:
     def _rest(self, site: Site, memory: Memory) -> None:
         """Let a map under tolerance whose θ does not learn wait as long as any may."""
         if site.frozen and memory.mismatch <= self._tolerance < math.inf:
-            longest = getattr(self.solver, "probe_every_at_most", memory.interval)
-            memory.wait = memory.interval = longest
+            memory.wait = memory.interval = self.solver.probe_every_at_most
 
     def _put_off(self, site: Site, memory: Memory) -> None:
         """Try a map that has seen no input again at the next step."""

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from targetprop.attach.sites import Site
-from targetprop.feedback import Fixed
 
 
 def table(feedback: Any) -> str:
@@ -36,6 +35,6 @@ def learning(feedback: Any, site: Site) -> str:
     words = []
     if feedback._tracked(site):
         words.append("tracked")
-    if not isinstance(feedback.solver, Fixed):
+    if feedback.solver.learns:
         words.append("calibrated, rarely checked" if site.frozen else "probed")
     return ", ".join(words) or "fixed"

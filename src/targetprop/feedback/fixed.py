@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from targetprop.feedback.memory import NEVER, Memory
+from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe
 from targetprop.feedback.solver import ProbeSolver
 
@@ -13,8 +13,9 @@ from targetprop.feedback.solver import ProbeSolver
 class Fixed(ProbeSolver):
     """Leaves ω as initialised (feedback alignment: Lillicrap et al. 2016; Shibuya et al. 2023)."""
 
+    learns = False
+
     tracking: bool = False
 
     def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> None:
         """Do nothing."""
-        memory.wait = NEVER

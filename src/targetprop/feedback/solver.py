@@ -112,7 +112,19 @@ class ProbeSolver(Solver):
 
     It serves any module (``targetprop.attach``) and the layers of ``targetprop.pair`` alike, and
     takes no batch: peers probe with the same noise and find the same ω.
+
+    Attributes:
+        learns: whether it ever moves ω.
+        limit: the mismatch that it keeps; infinite where it knows of none.
+        probe_every: steps between a map's first probes.
+        probe_every_at_most: up to which that interval grows.
+
     """
+
+    learns = True
+    limit: Any = math.inf
+    probe_every = 1
+    probe_every_at_most = 1
 
     @abstractmethod
     def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor | None:
