@@ -154,19 +154,13 @@ NONSENSE = [None, -1, 10**18, float("nan"), "word", [], {}, True, torch.tensor(f
 NONSENSE += [torch.zeros(3), torch.zeros(1).expand(10**12), torch.zeros(2, dtype=torch.int8)]
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(data=st.data())
-def test_any_value_of_a_checkpoint_replaced_is_a_run_or_one_sentence(data, half, tmp_path, capsys):
+def replace_and_resume(data, half, folder, capsys):
+    """Replace any value of a run's checkpoint by any other, and resume it."""
     state = last(half)
     state.pop("format")
     places = [path for path in leaves(state) if path[0] not in ("config",)]
     place = data.draw(st.sampled_from(places))
     value = data.draw(st.sampled_from(NONSENSE))
-    folder = tmp_path / "run"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(half, folder)
     checkpoint.save(folder / "last.pt", replaced(state, place, value))
@@ -174,3 +168,33 @@ def test_any_value_of_a_checkpoint_replaced_is_a_run_or_one_sentence(data, half,
     said = capsys.readouterr().err
     assert code in (0, 2, 3), (place, value, said)
     assert code == 0 or said.count("\n") == 1
+
+
+LIMITS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=60, **LIMITS)
+@given(data=st.data())
+def test_any_value_of_a_checkpoint_replaced_is_a_run_or_one_sentence(data, half, tmp_path, capsys):
+    replace_and_resume(data, half, tmp_path / "run", capsys)
+
+
+@pytest.fixture(scope="module", params=["adam", "correlation", "kolen_pollack", "attached"])
+def other_half(request, tmp_path_factory):
+    """The same of a run whose solver, optimizer or network keeps other things."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    words = {
+        "adam": ["digits-backprop", *TINY, "--optimizer.name", "adam"],
+        "correlation": ["digits-ldrl", *TINY, "--algorithm.solver", "correlation"],
+        "kolen_pollack": ["digits-backprop", *TINY, "--algorithm.name", "kolen_pollack"],
+        "attached": ["digits-resnet-ldrl", *TINY[4:]],
+    }[request.param]
+    assert run("train", *words, "--steps", 4, "--out", folder) == 0
+    return folder
+
+
+@pytest.mark.slow
+@settings(max_examples=500, **LIMITS)
+@given(data=st.data())
+def test_the_same_of_other_runs(data, other_half, tmp_path, capsys):
+    replace_and_resume(data, other_half, tmp_path / "run", capsys)
