@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from targetprop.attach import coverage
-from targetprop.attach.kinds import KINDS, attached_class, kind_of
-from targetprop.attach.link import Attached, Link, links_of
+from targetprop.attach.kinds import KINDS, attached_class, become, kind_of, own_class
+from targetprop.attach.link import Attached, Broadcast, Link, links_of
 from targetprop.attach.sites import Site
 from targetprop.attach.tracking import Reminder
 from targetprop.laboratory.pairing import Network
@@ -42,14 +42,13 @@ def take(
         taken = {
             name: module for name, module in model.named_modules() if isinstance(module, Attached)
         }
-        for module in taken.values():
-            module._feedback = before
-        for module in model.modules():  # what watched the model that this one is a copy of
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for key, hook in list(hooks.items()):
-                    if isinstance(getattr(hook, "__self__", None), (coverage.FirstPass, Reminder)):
-                        del hooks[key]
+        unhook(model, coverage.FirstPass, Reminder)  # of the model that this one is a copy of
         return before, taken, list(before.left_out)
+    if rule.direct and gains == "learned":
+        raise ValueError(
+            "direct feedback alignment sends errors past the normalisations, so gains='learned' "
+            "would change nothing; leave it out."
+        )
     link, taken, left_out = Link(rule, rule.direct, beta=beta), {}, []
     try:
         for name, module in model.named_modules():
@@ -74,8 +73,8 @@ def take(
             if kind.name == "norm" and getattr(module, "weight", None) is None:
                 continue
             refuse_weights(name, module)
-            module.__class__ = attached_class(type(module), kind)
             attached: Any = module
+            become(attached, attached_class(own_class(module), kind))
             attached._feedback = link
             taken[name] = attached
         link.left_out = tuple(left_out)
@@ -91,8 +90,19 @@ def take(
 
 def give_back(model: nn.Module, taken: Mapping[str, Attached]) -> None:
     """Release all modules of ``model`` that were taken."""
+    paired = is_paired(model)
     for module in taken.values():
-        release(module, is_paired(model))
+        release(module, paired)
+    unhook(model, Broadcast)
+
+
+def unhook(model: nn.Module, *kinds: type) -> None:
+    """Take hooks that are of ``kinds``, or methods of such, off all modules, copied ones too."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(getattr(hook, "__self__", hook), kinds):
+                    del hooks[key]
 
 
 def refuse_weights(name: str, module: nn.Module) -> None:
@@ -114,7 +124,7 @@ def refuse_weights(name: str, module: nn.Module) -> None:
             "does not serve; skip it."
         )
     known = module._parameters.get("feedback_weight")  # a layer that was paired keeps its own
-    if known is not None and known.shape != getattr(module, "weight", known[..., None]).shape:
+    if known is not None and known.shape != getattr(getattr(module, "weight", None), "shape", None):
         raise ValueError(
             f"'{name}' ({type(module).__name__}) has a feedback_weight of its own, where ω "
             "would go; rename or skip it."
@@ -186,19 +196,18 @@ def is_paired(model: nn.Module) -> bool:
 
 def release(module: Attached, paired: bool = False) -> None:
     """Give a module back its class; ω that came with a paired layer stay."""
-    for name in [name for name in module._parameters if is_feedback(name)]:
-        if not (paired and name in ("feedback_weight", "feedback_bias")):
-            del module._parameters[name]
-    base = type(module)._feedback_base
-    for name in ("_feedback", "_feedback_shape"):
-        module.__dict__.pop(name, None)
-    if type(module) is not attached_class(base, KINDS[type(module)._feedback_kind]):
+    base = module._feedback_base
+    if own_class(module) is not attached_class(base, KINDS[module._feedback_kind]):
         warnings.warn(
-            f"{type(module).__name__} got another class after attach (by FSDP or a "
-            "parametrisation); it stays attached.",
+            f"{type(module).__name__} got another class after attach (by FSDP, say); it stays "
+            "attached.",
             UserWarning,
             stacklevel=3,
         )
         return
-    plain: Any = module
-    plain.__class__ = base
+    for name in [name for name in module._parameters if is_feedback(name)]:
+        if not (paired and name in ("feedback_weight", "feedback_bias")):
+            del module._parameters[name]
+    for name in ("_feedback", "_feedback_shape", "_feedback_positionwise"):
+        module.__dict__.pop(name, None)
+    become(module, base)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from targetprop.attach import modules
 from targetprop.attach.attention import AttachedAttention
@@ -154,7 +155,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None for others, and for those that compute something of their own."""
     if isinstance(module, Attached):
         return KINDS[module._feedback_kind]
-    own = type(module)
+    own = own_class(module)
     if own.__name__ == "Conv1D" and own.__module__ == "transformers.pytorch_utils":
         return KINDS["conv1d"]
     for kind in KINDS.values():
@@ -194,6 +195,29 @@ def attached_class(base: type[nn.Module], kind: Kind) -> type[Attached]:
         }
         made = _classes[key] = type(base.__name__, (kind.mixin, base), names)
     return made
+
+
+def own_class(module: nn.Module) -> type[Any]:
+    """The class of a module, under the one that ``torch.nn.utils.parametrize`` puts over it."""
+    own = type(module)
+    base = own.__bases__[0]
+    over = parametrize.is_parametrized(module) and own.__name__ == f"Parametrized{base.__name__}"
+    return base if over else own
+
+
+def become(module: Any, base: type[nn.Module]) -> None:
+    """Give a module another class of its own; a parametrisation's stays the uppermost.
+
+    ``remove_parametrizations`` looks for it there.
+    """
+    own = type(module)
+    if own_class(module) is not own:
+        twin = vars(own).get("_feedback_twin")  # the class that it had before
+        if twin is None or twin.__bases__ != (base,):
+            names = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
+            twin = type(own.__name__, (base,), names | {"_feedback_twin": own})
+        base = twin
+    module.__class__ = base
 
 
 def rebuilt(base: type[nn.Module], kind: str) -> nn.Module:
