@@ -105,7 +105,7 @@ def orthogonal_noise(inputs: int, seed: int, like: Tensor) -> Iterator[Tensor]:
     pieces = -(-inputs // len(base))
     flip = torch.nn.functional.pad(
         signs(inputs, seed, like), (0, pieces * len(base) - inputs)
-    ).view(pieces, -1)
+    ).view(pieces, len(base))
     # H_n = H_coarse ⊗ H_base, by rows of H_coarse.
     for row in hadamard(order // len(base), like)[:, :pieces, None]:
         yield (base[:, None] * (row * flip)).flatten(1)[:, :inputs]

@@ -45,7 +45,8 @@ class Rule:
 
     def initial(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """ω at first, (groups, outputs, d): uniform within ±1/√d, as torch draws weights."""
-        return torch.rand(shape, generator=generator).mul_(2).sub_(1) / shape[-1] ** 0.5
+        drawn = torch.rand(shape, generator=generator, device=generator.device)
+        return drawn.mul_(2).sub_(1) / shape[-1] ** 0.5
 
     def redrawn(self, omega: Tensor, generator: Generator) -> Tensor | None:
         """A new ω for the next batch, or None for a rule that keeps it."""

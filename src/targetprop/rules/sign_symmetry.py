@@ -58,7 +58,8 @@ class SignSymmetry(Rule):
     def initial(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
         """Sizes, none negative."""
         if self.variant == "uSF":
-            return torch.full(shape, (3 * shape[-1]) ** -0.5)
+            size = (3 * max(1, shape[-1])) ** -0.5  # a map may read nothing
+            return torch.full(shape, size, device=generator.device)
         return super().initial(shape, generator).abs_()
 
     def redrawn(self, omega: Tensor, generator: Generator) -> Tensor | None:
