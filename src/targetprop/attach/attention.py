@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from targetprop.attach import function
-from targetprop.attach.function import transformed
+from targetprop.attach.function import needs_gradient
 from targetprop.attach.link import Attached, refuse_export
+from targetprop.attach.refusals import refuse_nested
 
 
 class AttachedAttention(Attached):
@@ -34,11 +35,7 @@ class AttachedAttention(Attached):
                 is_causal,
             )
         refuse_export()
-        if any(x.is_nested for x in (query, key, value)):
-            raise TypeError(
-                "MultiheadAttention with feedback takes padded tensors, got nested "
-                "ones; pad them to one length."
-            )
+        refuse_nested(self, query, key, value)
         batched = query.dim() == 3
         if not batched:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
@@ -89,9 +86,9 @@ class AttachedAttention(Attached):
             )
         if key_padding_mask is not None:
             spread = (
-                key_padding_mask.view(batch, 1, 1, -1)
+                key_padding_mask.view(batch, 1, 1, key_padding_mask.shape[1])
                 .expand(-1, heads, -1, -1)
-                .reshape(batch * heads, 1, -1)
+                .reshape(batch * heads, 1, key_padding_mask.shape[1])
             )
             attn_mask = spread if attn_mask is None else attn_mask + spread
         dropout = self.dropout if self.training else 0.0
@@ -108,16 +105,16 @@ class AttachedAttention(Attached):
             if dropout > 0.0:
                 weights = F.dropout(weights, dropout)
             out = torch.bmm(weights, v).transpose(0, 1).reshape(length, batch, self.embed_dim)
-            weights = weights.view(batch, heads, length, -1)
+            weights = weights.view(batch, heads, length, weights.shape[-1])
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             if attn_mask is not None:
                 attn_mask = (
                     attn_mask.unsqueeze(0)
                     if attn_mask.shape[0] == 1
-                    else attn_mask.view(batch, heads, -1, k.shape[1])
+                    else attn_mask.view(batch, heads, *attn_mask.shape[1:])
                 )
-            q, k, v = (x.view(batch, heads, -1, size) for x in (q, k, v))
+            q, k, v = (x.view(batch, heads, x.shape[1], size) for x in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal)
             out = out.permute(2, 0, 1, 3).reshape(length, batch, self.embed_dim)
         if self._feedback.direct and self.batch_first and batched:
@@ -136,7 +133,7 @@ class AttachedAttention(Attached):
         bias = None if self.in_proj_bias is None else self.in_proj_bias[part]
         packed = self.in_proj_weight is not None
         weight = self.in_proj_weight[part] if packed else getattr(self, f"{letter}_proj_weight")
-        if not (x.requires_grad or transformed()):
+        if not needs_gradient(x):
             return F.linear(x, weight, bias)
         if self._feedback.rule.direct:
             # As the user's model lays them, for an error to find its sample.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
@@ -21,6 +21,8 @@ from torch._C._functorch import (
     peek_interpreter_stack,
 )
 from torch.autograd import Function
+
+from targetprop.attach.refusals import label
 
 aten = torch.ops.aten
 
@@ -63,6 +65,11 @@ def needs_gradient(x: Tensor) -> bool:
     )
 
 
+def rows(x: Tensor) -> Tensor:
+    """x as a matrix of (positions, features); -1 would not tell the size of an empty one."""
+    return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+
+
 class _Linear(Function):
     generate_vmap_rule = True
 
@@ -80,10 +87,9 @@ class _Linear(Function):
         (e,) = signals
         x, omega = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        rows = e.reshape(-1, e.shape[-1])
         down = e @ omega.to(e.dtype) if needs[0] else None
-        weight = rows.T @ x.reshape(-1, x.shape[-1]) if needs[1] else None
-        bias = rows.sum(0) if needs[2] else None
+        weight = rows(e).T @ rows(x) if needs[1] else None
+        bias = rows(e).sum(0) if needs[2] else None
         return down, weight, bias, None
 
 
@@ -173,7 +179,9 @@ class _Bilinear(Function):
     @staticmethod
     def backward(ctx, *signals):
         (e,) = signals
-        x, omega = (value.detach().to(e.dtype) for value in ctx.saved_tensors)
+        x, omega = (value.to(e.dtype) for value in ctx.saved_tensors)
+        if not torch.is_grad_enabled():  # nobody differentiates once more
+            x, omega = x.detach(), omega.detach()
         # Each vector-Jacobian product is taken at 0: its own argument does not matter.
         function, needs = ctx.function, ctx.needs_input_grad
         down = (
@@ -196,63 +204,29 @@ def bilinear(
     return run(_Bilinear, *autocast(x, weight), omega, function)
 
 
-class _Difference(Function):
-    @staticmethod
-    def forward(x, activation, beta):
-        return activation.forward(x)[0]
+def error(y: Tensor, link) -> Tensor:
+    """y; a backward pass leaves the error ∂ℓ/∂y in ``link.error`` for :func:`direct`."""
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, ctx.activation, ctx.beta = inputs
-        ctx.save_for_backward(x, output)
-
-    @staticmethod
-    def backward(ctx, *signals):
-        (e,) = signals
-        x, y = ctx.saved_tensors
-        nudge = ctx.beta * len(x)
-        kept = x if ctx.activation.needs_input else None
-        return ctx.activation.difference((kept, y), e * -nudge) / -nudge, None, None
-
-
-def difference(x: Tensor, activation, beta: float) -> Tensor:
-    """ρ(x), sending (ψ(y) − ψ(y + d))/(βB) down: d = −βB·∂ℓ/∂y, ψ the matched feedback of ρ."""
-    return run(_Difference, x, activation, beta)
-
-
-class _Error(Function):
-    @staticmethod
-    def forward(y, link):
-        return y.view_as(y)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.link = inputs[1]
-
-    @staticmethod
-    def backward(ctx, *signals):
-        (e,) = signals
-        link = ctx.link
+    def keep(e: Tensor) -> None:
         link.error = e.detach()
         torch.autograd.Variable._execution_engine.queue_callback(  # when the pass ends
             lambda: setattr(link, "error", None)
         )
-        return e, None
 
-
-def error(y: Tensor, link) -> Tensor:
-    """y; its backward leaves the error ∂ℓ/∂y in ``link.error`` for :func:`direct`."""
-    return run(_Error, y, link)
+    if y.requires_grad:
+        y.register_hook(keep)
+    return y
 
 
 class _Direct(Function):
     @staticmethod
-    def forward(y, x, omega, link):
-        return y.view_as(y)
+    def forward(y, x, omega, module, name):
+        return y
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, x, omega, ctx.link = inputs
+        y, x, omega, ctx.module, ctx.name = inputs
+        ctx.mark_dirty(y)  # it stays itself, no view, which users could not write into
         ctx.shape = x.shape
         ctx.save_for_backward(omega)
 
@@ -260,26 +234,36 @@ class _Direct(Function):
     def backward(ctx, *signals):
         (e,) = signals
         (omega,) = ctx.saved_tensors
-        source = ctx.link.error
+        source = ctx.module._feedback.error
         if source is None:
             raise RuntimeError(
                 "direct feedback alignment met a signal before the error of the network's output: "
                 "the loss does not depend on the last map that the example inputs reached; attach "
                 "with the inputs and the output that you train."
             )
-        rows = (
-            source.reshape(-1, source.shape[-1])
-            if is_positionwise(source.shape, ctx.shape)
-            else source.flatten(1)
-        )
-        return e, (rows @ omega.to(rows.dtype)).reshape(ctx.shape), None, None
+        each = ctx.module._feedback_positionwise[ctx.name]
+        errors = rows(source) if each else source.flatten(1)
+        fits = len(omega) == errors.shape[1]
+        if not fits or len(errors) * omega.shape[1] != ctx.shape.numel():
+            raise RuntimeError(
+                f"{label(ctx.module)} read {tuple(ctx.shape)} and the output's error is "
+                f"{tuple(source.shape)}, but its direct feedback takes {omega.shape[0]} numbers of "
+                f"an error to {omega.shape[1]} of an input, per "
+                f"{'position' if each else 'sample'}, as the example inputs had them; attach again "
+                "with inputs of the size that you train."
+            )
+        return e, (errors @ omega.to(errors.dtype)).reshape(ctx.shape), None, None, None
 
 
-def is_positionwise(error: torch.Size, x: torch.Size) -> bool:
-    """Whether each position of x has an error of its own, as each token of a language model."""
-    return len(error) > 1 and error[:-1] == x[:-1]
+def direct(y: Tensor, x: Tensor, omega: Tensor, module: nn.Module, name: str) -> Tensor:
+    """y = A_θ x, made without x's graph; its backward sends the output's error through ω to x.
 
+    Args:
+        y: as made.
+        x: the input.
+        omega: ω, (numbers of an error, numbers of an input), of a position or of a sample.
+        module: the attached module, whose link holds the error.
+        name: of ω in it.
 
-def direct(y: Tensor, x: Tensor, omega: Tensor, link) -> Tensor:
-    """y = A_θ x, made without x's graph; its backward sends the output's error through ω to x."""
-    return run(_Direct, y, x, omega, link)
+    """
+    return run(_Direct, y, x, omega, module, name)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from targetprop.attach.function import is_positionwise
+from targetprop.attach.kinds import KINDS
 from targetprop.attach.sites import Site
 from targetprop.rules import Rule
 from targetprop.seeds import mixed
@@ -46,7 +46,7 @@ def grow(
         if site.theta is None or key not in shared or rule.direct:
             omega = torch.empty_like(weight)
             if rule.direct and site.layout.form != "diagonal":
-                omega = direct(site, rule, seed, shapes, shapes[id(last)][1], weight)
+                omega = direct(site, rule, seed, shapes, last, weight)
             elif not weight.is_meta:
                 fill(omega, site, rule, seed)
             shared[key] = nn.Parameter(omega, requires_grad=False)
@@ -68,9 +68,14 @@ def fill(omega: Tensor, site: Site, rule: Rule, seed: int) -> None:
 
 
 def direct(
-    site: Site, rule: Rule, seed: int, shapes: Mapping[int, Any], error: torch.Size, like: Tensor
+    site: Site, rule: Rule, seed: int, shapes: Mapping[int, Any], last: Any, like: Tensor
 ) -> Tensor:
-    """The ω of direct feedback: (numbers of an error, numbers of an input)."""
+    """The ω of direct feedback: (numbers of an error, numbers of an input), for a position each.
+
+    That is where both maps have their features last and every position of the input has an error
+    of its own, as each token of a language model; else an error and an input are a sample's.
+    """
+    error = shapes[id(last)][1]
     inputs = shapes[id(site.module)][0] if id(site.module) in shapes else None
     if inputs is None:
         raise ValueError(
@@ -78,14 +83,17 @@ def direct(
             "direct feedback has no shape."
         )
     x = inputs["qkv".index(site.layout.suffix[0]) if site.layout.suffix else 0]
-    per_position = is_positionwise(error, x)
-    if not per_position and error[0] != x[0]:
+    forms = {site.layout.form, KINDS[last._feedback_kind].layouts(last, True)[0].form}
+    per_position = forms <= {"dense", "transposed"} and error[:-1] == x[:-1]
+    if not per_position and error[:1] != x[:1]:
         raise ValueError(
             f"'{site.name}' reads {tuple(x)} while the output's error is {tuple(error)}; direct "
             "feedback alignment needs the samples in the first dimension of both "
             "(batch_first=True, say)."
         )
-    shape = (error[-1], x[-1]) if per_position else (error[1:].numel(), x.numel() // error[0])
+    known = site.module.__dict__.setdefault("_feedback_positionwise", {})
+    known[site.layout.feedback] = per_position
+    shape = (error[-1], x[-1]) if per_position else (error[1:].numel(), x[1:].numel())
     generator = Generator().manual_seed(mixed(seed, key_of(site.name)))
     return rule.initial(shape, generator).to(like)
 

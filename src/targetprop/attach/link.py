@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from targetprop.attach import function
+from targetprop.attach import function, refusals
 from targetprop.attach.function import needs_gradient
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
@@ -83,23 +83,21 @@ class Attached(nn.Module):
 
     def _sent(self, weight: Tensor, name: str) -> Tensor:
         """B of this module: what its rule makes of θ and the ω called ``name``."""
-        omega: Any = getattr(self, name, None)
         rule = self._feedback.rule
         if not rule.own_feedback:
             return rule.sent(weight, weight)
-        if omega is None:
-            raise RuntimeError(
-                f"{self._get_name()} has no feedback weights, because its input needed no gradient "
-                "in the example inputs, but now it does; attach again with inputs "
-                "like these, or without any."
-            )
+        omega = refusals.omega_of(self, name)
+        if omega.shape != weight.shape:
+            refusals.refuse_reshaped(refusals.label(self), weight, omega)
         return rule.sent(weight, omega)
 
     def _direct(self, y: Tensor, x: Tensor, name: str) -> Tensor:
         """y = A_θ x, made without the graph of x, joined to it by direct feedback."""
-        omega = getattr(self, f"direct_{name}")
+        name = f"direct_{name}"
+        omega = refusals.omega_of(self, name)
+        refusals.refuse_nested(self, x)
         if not torch.compiler.is_compiling():
-            return function.direct(y, x, omega, self._feedback)
+            return function.direct(y, x, omega, self, name)
         raise RuntimeError(
             "direct feedback alignment hands the output's error around the graph, which "
             "torch.compile cannot; run it eagerly."

@@ -6,6 +6,8 @@ A module of a known kind gets a subclass of its own class, so ``isinstance``, ``
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from targetprop.attach import function
+from targetprop.attach.difference import difference
 from targetprop.attach.link import Attached
+from targetprop.attach.refusals import label
 from targetprop.laboratory.activations import MODULES as ACTIVATIONS
 from targetprop.maps import MAPS, AutogradMap, along
 
@@ -29,7 +33,10 @@ class AttachedLinear(Attached):
         if self._feedback.rule.direct:
             y = F.linear(input.detach(), weight, self.bias)
             return self._direct(y, input, "feedback_weight")
-        return function.linear(input, weight, self.bias, self._sent(weight, "feedback_weight"))
+        omega = self._sent(weight, "feedback_weight")
+        return by_values(
+            self, input, lambda values: function.linear(values, weight, self.bias, omega)
+        )
 
 
 class AttachedConv1D(Attached):
@@ -43,7 +50,25 @@ class AttachedConv1D(Attached):
         if self._feedback.rule.direct:
             y = F.linear(x.detach(), weight.T, self.bias)
             return self._direct(y, x, "feedback_weight")
-        return function.linear(x, weight.T, self.bias, self._sent(weight, "feedback_weight").T)
+        omega = self._sent(weight, "feedback_weight")
+        return by_values(
+            self, x, lambda values: function.linear(values, weight.T, self.bias, omega.T)
+        )
+
+
+def by_values(module: Attached, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+    """``act(x)`` for what acts on features, the last dimension; of a jagged x on its values."""
+    if not x.is_nested:
+        return act(x)
+    if x.layout != torch.jagged:
+        raise TypeError(
+            f"{label(module)} with feedback takes nested tensors of layout torch.jagged, got "
+            f"{x.layout}; build them with layout=torch.jagged or pad them to one length."
+        )
+    jagged: Any = x
+    return torch.nested.nested_tensor_from_jagged(
+        act(jagged.values()), jagged.offsets(), jagged.lengths(), jagged_dim=jagged._ragged_idx
+    )
 
 
 class AttachedConvolution(Attached):
@@ -53,18 +78,37 @@ class AttachedConvolution(Attached):
         """As the plain module."""
         if self._passes(input):
             return super().forward(input)
-        weight = self.weight
         if self._feedback.rule.direct:
-            y = self._conv_forward(input.detach(), weight, self.bias)
+            y = self._conv_forward(input.detach(), self.weight, self.bias)
             return self._direct(y, input, "feedback_weight")
-        dims = len(self.kernel_size)
-        x = input if input.dim() == dims + 2 else input.unsqueeze(0)
-        x, padding = padded(self, x)
-        geometry = (self.stride, padding, self.dilation, False, (0,) * dims, self.groups)
-        y = function.convolution(
-            x, weight, self.bias, self._sent(weight, "feedback_weight"), *geometry
-        )
-        return y if input.dim() == dims + 2 else y.squeeze(0)
+        none = (0,) * len(self.kernel_size)
+        return convolved(self, input, lambda x: padded(self, x), False, none)
+
+
+def convolved(
+    conv: Any,
+    input: Tensor,
+    pad: Callable[[Tensor], tuple[Tensor, tuple[int, ...]]],
+    transposed: bool,
+    extra: tuple[int, ...],
+) -> Tensor:
+    """The convolution of an input, which may have no batch dimension, sending back through ω.
+
+    Args:
+        conv: the module.
+        input: (batch, channels, *positions) or (channels, *positions).
+        pad: x ↦ x and the symmetric zero padding left to the convolution.
+        transposed: whether the convolution is.
+        extra: its output padding.
+
+    """
+    single = input.dim() == len(conv.kernel_size) + 1
+    x, padding = pad(input.unsqueeze(0) if single else input)
+    weight = conv.weight
+    omega = conv._sent(weight, "feedback_weight")
+    geometry = (conv.stride, padding, conv.dilation, transposed, extra, conv.groups)
+    y = function.convolution(x, weight, conv.bias, omega, *geometry)
+    return y.squeeze(0) if single else y
 
 
 def padded(conv: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -91,7 +135,6 @@ class AttachedTransposedConvolution(Attached):
         """As the plain module."""
         if self._passes(input):
             return super().forward(input, output_size)
-        weight = self.weight
         if self._feedback.rule.direct:
             y = super().forward(input.detach(), output_size)
             return self._direct(y, input, "feedback_weight")
@@ -99,19 +142,15 @@ class AttachedTransposedConvolution(Attached):
         extra = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
         )
-        x = input if input.dim() == dims + 2 else input.unsqueeze(0)
-        geometry = (self.stride, self.padding, self.dilation, True, tuple(extra), self.groups)
-        y = function.convolution(
-            x, weight, self.bias, self._sent(weight, "feedback_weight"), *geometry
-        )
-        return y if input.dim() == dims + 2 else y.squeeze(0)
+        return convolved(self, input, lambda x: (x, self.padding), True, tuple(extra))
 
 
 class AttachedRegistered(Attached):
     """A user's own bilinear map, as ``targetprop.register`` told it."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the plain module; the shape of its input is kept for the probes."""
+        input = one_input(self, args, kwargs)
         if not torch.compiler.is_compiling():
             self._feedback_shape = tuple(input.shape[1:])
         if self._passes(input):
@@ -123,6 +162,24 @@ class AttachedRegistered(Attached):
         y = function.bilinear(input, weight, self._sent(weight, "feedback_weight"), own.function)
         bias = getattr(self, "bias", None)
         return y if bias is None else y + along(bias.to(y.dtype), own.bias_dim, y.dim())
+
+
+def one_input(module: Attached, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """What a module is called with, under any name that its class gives it.
+
+    Raises:
+        TypeError: there is more than one argument, or a name that the class does not know.
+
+    """
+    if kwargs:
+        own = inspect.signature(module._feedback_base.forward)
+        args = tuple(own.bind(module, *args, **kwargs).arguments.values())[1:]
+    if len(args) != 1:
+        raise TypeError(
+            f"{label(module)} with feedback takes one input, got {len(args)}; name it in skip= of "
+            "attach, or keep the others in the module."
+        )
+    return args[0]
 
 
 def map_of(module: Attached) -> AutogradMap:
@@ -169,10 +226,16 @@ def registered_base(own: type[nn.Module]) -> type[nn.Module] | None:
 class AttachedNorm(Attached):
     """A normalisation whose gain γ sends e down through feedback gains of its own."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the plain module, γ and β applied apart."""
+        input = one_input(self, args, kwargs)
         if self._passes(input) or self.weight is None:
             return super().forward(input)
+        if "weight" not in self._parameters:
+            raise RuntimeError(
+                f"the gain of {label(self)} is computed, by a parametrisation say, so it can have "
+                "no feedback gain; leave gains='learned' out of attach, or skip it."
+            )
         weight, bias = self.weight, getattr(self, "bias", None)
         with without_affine(self):
             normalised = super().forward(input)
@@ -181,13 +244,18 @@ class AttachedNorm(Attached):
         else:
             axis = input.dim() - self._feedback_positions(input)
             shape = [1] * axis + [-1] + [1] * (input.dim() - axis - 1)
-        shaped = [1] * (input.dim() - len(shape)) + list(shape)
+        dims = input.dim() - input.is_nested  # the values of a jagged tensor have one less
+        shaped = [1] * (dims - len(shape)) + list(shape)
         gain, omega = (
             w.to(normalised.dtype).view(shaped)
             for w in (weight, self._sent(weight, "feedback_gain"))
         )
-        y = function.gain(normalised, gain, omega)
-        return y if bias is None else y + bias.to(y.dtype).view(shaped)
+
+        def scaled(values: Tensor) -> Tensor:
+            y = function.gain(values, gain, omega)
+            return y if bias is None else y + bias.to(y.dtype).view(shaped)
+
+        return by_values(self, normalised, scaled)
 
     def _feedback_positions(self, input: Tensor) -> int:
         """Dimensions from the channels to the last: instance norms take an unbatched input too."""
@@ -224,4 +292,9 @@ class AttachedActivation(Attached):
         if self._passes(input) or beta is None:
             return super().forward(input)
         kind = next(base for base in self._feedback_base.__mro__ if base in ACTIVATIONS)
-        return function.difference(input, ACTIVATIONS[kind](self), beta)
+        rho = ACTIVATIONS[kind](self)
+        nudge = beta * (len(input) if input.dim() else 1)
+        inplace = getattr(self, "inplace", False)
+        x = input if rho.keeps_output or not inplace else input.clone()
+        y = by_values(self, x, lambda values: difference(values, rho, nudge))
+        return input.copy_(y) if inplace else y

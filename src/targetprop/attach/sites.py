@@ -17,6 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from targetprop.attach.kinds import Layout
 from targetprop.attach.link import Attached
 from targetprop.attach.modules import map_of
+from targetprop.attach.refusals import refuse_reshaped
 from targetprop.feedback.patches import Field, Patch, Probe
 from targetprop.rules import Rule
 
@@ -66,6 +67,7 @@ class Site:
         """θ and ω as a solver may see them; None before a registered map has seen an input."""
         wide = torch.promote_types(self.omega.dtype, torch.float32)
         theta, omega = self.weight().to(wide), self.layout.of(whole(self.omega.detach())).to(wide)
+        refuse_reshaped(f"'{self.name}'", theta, omega)
         if self.layout.form != "field":
             return Patch(self.layout.matrices(theta), self.layout.matrices(omega))
         shape = getattr(self.module, "_feedback_shape", None)

@@ -38,6 +38,8 @@ class Activation:
         monotone: ρ never decreases, so max pooling may choose its winners before or after ρ.
         needs_input: ρ′ cannot be told from y alone, so the forward pass keeps c.
         off_zero: ρ(0) is not 0.
+        keeps_output: torch's own ρ keeps y for its backward, not c: what an ``nn.Module`` lets its
+            user change in place afterwards.
 
     """
 
@@ -49,6 +51,7 @@ class Activation:
     monotone: bool = True
     needs_input: bool = False
     off_zero: bool = False
+    keeps_output: bool = False
 
     def forward(self, c: Tensor) -> tuple[Tensor, Saved]:
         """ρ(c) and what the way back needs of this pass."""
@@ -115,6 +118,7 @@ def relu() -> Activation:
         lambda e, c, y: aten.threshold_backward(e, y, 0.0),
         lambda r, c, y: aten.threshold_backward(r.clamp_min(0.0), y, 0.0),
         shift,
+        keeps_output=True,
     )
 
 
@@ -147,7 +151,14 @@ def tanh() -> Activation:
         d = d.clamp(-1.0 - y, 1.0 - y)
         return d * (1.0 - y * y - d * (y + d / 3.0))
 
-    return Activation("tanh", torch.tanh, lambda e, c, y: aten.tanh_backward(e, y), matched, shift)
+    return Activation(
+        "tanh",
+        torch.tanh,
+        lambda e, c, y: aten.tanh_backward(e, y),
+        matched,
+        shift,
+        keeps_output=True,
+    )
 
 
 def sigmoid() -> Activation:
@@ -168,6 +179,7 @@ def sigmoid() -> Activation:
         matched,
         shift,
         off_zero=True,
+        keeps_output=True,
     )
 
 
@@ -179,8 +191,8 @@ def gated(
     def slope(e: Tensor, c: Tensor | None, y: Tensor) -> Tensor:
         if c is None:
             raise ValueError(f"activation '{name}' needs the pre-activation; its layer kept none.")
-        # detach: torch.func does not pull back through a tensor that an outer graph already tracks.
-        return torch.func.vjp(rho, c.detach())[1](e)[0]
+        # A graph is kept only for who differentiates once more.
+        return torch.func.vjp(rho, c if torch.is_grad_enabled() else c.detach())[1](e)[0]
 
     return Activation(
         name, rho, slope, slope, slope, monotone=monotone, needs_input=True, off_zero=off_zero
@@ -197,6 +209,13 @@ def silu() -> Activation:
     return gated("silu", F.silu)
 
 
+def softplus(sharpness: float = 1.0, threshold: float = 20.0) -> Activation:
+    """log(1 + exp(βc))/β, linear where βc is over the threshold, fed back by gating."""
+    return gated(
+        "softplus", lambda c: F.softplus(c, sharpness, threshold), monotone=True, off_zero=True
+    )
+
+
 MODULES: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.Identity: lambda module: identity(),
     nn.ELU: lambda module: elu(module.alpha),
@@ -206,8 +225,8 @@ MODULES: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.Sigmoid: lambda module: sigmoid(),
     nn.GELU: lambda module: gelu(module.approximate),
     nn.SiLU: lambda module: silu(),
-    nn.Softplus: lambda module: gated("softplus", module.forward, monotone=True, off_zero=True),
-    nn.Mish: lambda module: gated("mish", module.forward),
+    nn.Softplus: lambda module: softplus(module.beta, module.threshold),
+    nn.Mish: lambda module: gated("mish", F.mish),
     nn.SELU: lambda module: gated("selu", F.selu, monotone=True),
     nn.CELU: lambda module: gated("celu", lambda c: F.celu(c, module.alpha), monotone=True),
     nn.Hardswish: lambda module: gated("hardswish", F.hardswish),

@@ -14,9 +14,9 @@ from targetprop.rules.rule import Rule
 class DirectFeedbackAlignment(Rule):
     """Direct feedback alignment (Nøkland 2016): each map's input gets ωᵀ ∂ℓ/∂sᴺ, ω random, fixed.
 
-    sᴺ is the output of the last map that the example inputs reach. Where a map's input has the
-    output's leading dimensions (batch × positions, as in a language model) every position gets its
-    own error; elsewhere a sample gets its whole error.
+    sᴺ is the output of the last map that the example inputs reach. Where both that map and the
+    reading one have features last, and the same dimensions before them (batch × positions, as in a
+    language model), every position gets its own error; elsewhere a sample gets its whole error.
     """
 
     rows = (

@@ -1,0 +1,59 @@
+"""Why an attached module cannot run this pass: one sentence, with the module's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def label(module: Any) -> str:
+    """The module by its name in the model, where the model's handle tells it, and its class."""
+    handle = module._feedback.handle and module._feedback.handle()
+    names = [name for name, own in handle.maps.items() if own is module] if handle else []
+    return f"'{names[0]}' ({module._get_name()})" if names else module._get_name()
+
+
+def omega_of(module: Any, name: str) -> Tensor:
+    """The ω called ``name``.
+
+    Raises:
+        RuntimeError: ``module`` was given none.
+
+    """
+    omega = getattr(module, name, None)
+    if omega is None:
+        raise RuntimeError(
+            f"{label(module)} has no feedback weights, because its input needed no gradient "
+            "in the example inputs, but now it does; attach again with inputs like these, or "
+            "without any."
+        )
+    return omega
+
+
+def refuse_reshaped(name: str, theta: Tensor, omega: Tensor) -> None:
+    """Refuse a θ that is shaped otherwise than the ω it came with.
+
+    Raises:
+        RuntimeError: it is; ``name`` says of which module.
+
+    """
+    if theta.shape != omega.shape:
+        raise RuntimeError(
+            f"the weight of {name} is {tuple(theta.shape)} now, but its feedback weights are "
+            f"{tuple(omega.shape)}; call detach() of the model's feedback and attach again."
+        )
+
+
+def refuse_nested(module: Any, *tensors: Tensor) -> None:
+    """Refuse nested tensors where a map does not serve them.
+
+    Raises:
+        TypeError: there is one.
+
+    """
+    if any(x.is_nested for x in tensors):
+        raise TypeError(
+            f"{label(module)} with feedback takes padded tensors, got nested ones; pad them to "
+            "one length."
+        )
