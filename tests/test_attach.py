@@ -17,6 +17,7 @@ import targetprop as tp
 from models import collected, distance
 from targetprop.feedback import CorrelationSolver, CoupledSolver, PredictiveSolver
 from targetprop.feedback.patches import Patch, orthogonal_noise
+from targetprop.maps import MAPS, AutogradMap
 
 
 class Lion(torch.optim.Optimizer):
@@ -819,14 +820,72 @@ def test_bad_settings_get_one_sentence(settings, message):
         tp.attach(nn.LazyLinear(2))
 
 
-def test_gradient_penalties_differentiate_twice():
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+class Attends(nn.Module):
+    """Self-attention, projected together or apart."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, **settings)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+class Triangular(nn.Linear):
+    """A registered map."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.tril(), self.bias)
+
+
+TWICE = {
+    "linear": (lambda: nn.Linear(4, 4), (3, 5, 4)),
+    "conv": (lambda: nn.Conv1d(4, 4, 3, padding="same", padding_mode="circular"), (3, 4, 5)),
+    "transposed conv": (lambda: nn.ConvTranspose2d(4, 4, 3, 2, groups=2), (2, 4, 3, 3)),
+    "attention": (Attends, (3, 5, 4)),
+    "attention apart": (lambda: Attends(kdim=4, vdim=4), (3, 5, 4)),
+    "layer norm": (lambda: nn.LayerNorm(4), (3, 5, 4)),
+    "batch norm": (lambda: nn.BatchNorm2d(4), (3, 4, 2, 2)),
+    "rms norm": (lambda: nn.RMSNorm(4), (3, 5, 4)),
+    "registered": (lambda: Triangular(4, 4), (3, 5, 4)),
+    "parametrised": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), (3, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_gradient_penalties_differentiate_twice(kind, monkeypatch):
+    """By the symmetric rule every second derivative is autograd's, in θ and in the input."""
+    monkeypatch.setitem(MAPS, Triangular, lambda m: AutogradMap(lambda x, w: x @ w.tril().T, -1))
+    torch.manual_seed(0)
+    make, shape = TWICE[kind]
+    model = nn.Sequential(make(), nn.Tanh(), make()).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
     reference = copy.deepcopy(model)
-    tp.attach(model)
+    tp.attach(model, rule="symmetric", gains="learned")
+    start, found = torch.randn(shape, dtype=torch.float64), []
     for net in (model, reference):
-        x = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
-        (g,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
-        assert g.requires_grad
+        x = start.clone().requires_grad_()
+        sent = torch.autograd.grad(
+            net(x).sin().sum(), [x, *net.parameters()], create_graph=True, materialize_grads=True
+        )
+        penalty = sum(g.square().sum() for g in sent)
+        found.append(torch.autograd.grad(penalty, [x, *net.parameters()], materialize_grads=True))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_a_gradient_penalty_goes_through_omega():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    tp.attach(model, rule="feedback_alignment")
+    x = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
+    (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    slope = 1 - model[:2](x).square()
+    sent = slope * model[2].feedback_weight @ model[0].feedback_weight
+    torch.testing.assert_close(g, sent)
+    (found,) = torch.autograd.grad(g.square().sum(), model[0].bias)
+    wanted = torch.autograd.grad(sent.square().sum(), model[0].bias)[0]
+    torch.testing.assert_close(found, wanted)
 
 
 def test_functional_transforms():

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +16,7 @@ import models
 import targetprop as tp
 import worlds
 from models import collected, distance, wrong
+from targetprop.maps import MAPS, AutogradMap
 
 NAMES = ["resnet_basic", "vit_encoder", "gpt_tied", "conv1d", "unet", "gpt2"]
 
@@ -43,6 +45,28 @@ def test_compiled_in_one_graph(case):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert distance(gradients(model, x, loss, compiled), wanted) < 1e-9
+
+
+class Lower(nn.Linear):
+    """A registered map."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.tril(), self.bias)
+
+
+@pytest.mark.parametrize("settings", [{"rule": "symmetric"}, {"beta": 0.1, "gains": "learned"}])
+def test_registered_maps_and_finite_nudges_compile_in_one_graph(settings, monkeypatch):
+    monkeypatch.setitem(MAPS, Lower, lambda m: AutogradMap(lambda x, w: x @ w.tril().T, -1))
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Lower(4, 4), nn.GELU(), nn.LayerNorm(4), nn.ReLU(inplace=True), nn.Linear(4, 3)
+    )
+    x = torch.randn(5, 4, requires_grad=True)
+    tp.attach(model, x, **settings)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, wanted = (torch.autograd.grad(run(x).sum(), x)[0] for run in (compiled, model))
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.slow
