@@ -7,6 +7,7 @@ with ω = θ that is backpropagation, exactly. θᵀ is multiplied nowhere, and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,20 @@ def needs_gradient(x: Tensor) -> bool:
     )
 
 
+def note_second_order(omega: Tensor) -> None:
+    """Say once what a graph of the backward pass itself (``create_graph=True``) leaves out."""
+    if torch.is_grad_enabled() and not omega.requires_grad and not transformed():
+        if torch.compiler.is_compiling():
+            return
+        warnings.warn(
+            "create_graph=True: the signal travels by ω, a constant, so that a gradient penalty, a "
+            "Hessian product or a meta-gradient lacks its terms through θ; take it within "
+            "feedback.exact(), or attach by rule='symmetric'.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
 def rows(x: Tensor) -> Tensor:
     """x as a matrix of (positions, features); -1 would not tell the size of an empty one."""
     return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
@@ -86,6 +101,7 @@ class _Linear(Function):
     def backward(ctx, *signals):
         (e,) = signals
         x, omega = ctx.saved_tensors
+        note_second_order(omega)
         needs = ctx.needs_input_grad
         down = e @ omega.to(e.dtype) if needs[0] else None
         weight = rows(e).T @ rows(x) if needs[1] else None
@@ -115,6 +131,7 @@ class _Convolution(Function):
     def backward(ctx, *signals):
         (e,) = signals
         x, omega = ctx.saved_tensors
+        note_second_order(omega)
         mask = [bool(need) for need in ctx.needs_input_grad[:3]]
         down, weight, bias = aten.convolution_backward(
             e, x, omega.to(e.dtype), ctx.biases, *ctx.geometry, mask
@@ -153,6 +170,7 @@ class _Gain(Function):
     def backward(ctx, *signals):
         (e,) = signals
         x, omega = ctx.saved_tensors
+        note_second_order(omega)
         needs = ctx.needs_input_grad
         return (
             e * omega if needs[0] else None,
@@ -180,6 +198,7 @@ class _Bilinear(Function):
     def backward(ctx, *signals):
         (e,) = signals
         x, omega = (value.to(e.dtype) for value in ctx.saved_tensors)
+        note_second_order(omega)
         if not torch.is_grad_enabled():  # nobody differentiates once more
             x, omega = x.detach(), omega.detach()
         # Each vector-Jacobian product is taken at 0: its own argument does not matter.

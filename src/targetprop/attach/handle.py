@@ -290,7 +290,7 @@ class Feedback:
             ValueError: it is of other maps, another rule or another solver.
 
         """
-        self.learning.load_state_dict(state)
+        self.learning.load_state_dict(state, self._learners())
         self._link.stale |= bool(state.get("stale"))
 
     def __repr__(self) -> str:

@@ -171,8 +171,8 @@ class Learning:
             "maps": {name: memory.state_dict() for name, memory in self.memory.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave.
+    def load_state_dict(self, state: Mapping[str, Any], sites: Sequence[Site]) -> None:
+        """Restore what :meth:`state_dict` gave, for the ω of ``sites``.
 
         Raises:
             ValueError: it is of other maps, another rule or another solver.
@@ -190,9 +190,12 @@ class Learning:
             raise ValueError(
                 f"this feedback state is of other maps than the model's: {', '.join(odd)} differ."
             )
+        if type(state["steps"]) is not int or not 0 <= state["steps"] < 2**53:
+            raise ValueError(f"this feedback state is of {state['steps']} steps, no such number.")
+        for site in sites:
+            size = site.layout.of(site.omega).numel()
+            self.memory[site.name].load_state_dict(state["maps"][site.name], size)
         self.steps, self._unchecked = state["steps"], set()
-        for name, memory in state["maps"].items():
-            self.memory[name].load_state_dict(memory)
 
 
 @contextmanager

@@ -59,8 +59,10 @@ class Memory:
             "tensors": {k: v.to(device or v.device, copy=True) for k, v in self.tensors.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
-        """Restore what :meth:`state_dict` gave.
+    def load_state_dict(
+        self, state: dict[str, Any], size: int, device: torch.device | None = None
+    ) -> None:
+        """Restore what :meth:`state_dict` gave; ω has ``size`` numbers, as each tensor has.
 
         Raises:
             ValueError: it cannot have been that.
@@ -73,5 +75,7 @@ class Memory:
             raise ValueError(f"{counts} and {state['mismatch']} are no counts and no mismatch")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise ValueError("a solver's tensor is not finite")
+        if odd := [tuple(tensor.shape) for tensor in tensors if tensor.numel() != size]:
+            raise ValueError(f"a solver's tensor of {odd[0]} is none of {size} feedback weights")
         vars(self).update({name: state[name] for name in vars(self)})
         self.tensors = {k: v.to(device or v.device, copy=True) for k, v in state["tensors"].items()}
