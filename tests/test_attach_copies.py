@@ -463,7 +463,7 @@ def test_an_interrupted_first_pass_leaves_nothing_behind():
         model(X)
     model.stop = False
     model(X)
-    assert torch._C._len_torch_function_stack() == 0
+    assert torch._C._len_torch_dispatch_stack() == 0
 
 
 def test_a_forward_that_returns_nothing_is_watched_once():

@@ -141,7 +141,70 @@ class Product(nn.Module):
 
 
 MASK = torch.tril(torch.ones(8, 8, dtype=torch.float64))
+CHOSEN = torch.arange(8)
+
+
+@torch.jit.script
+def scripted(h, w):
+    return torch.matmul(h, w)
+
+
+@torch.library.custom_op("targetprop_tests::product", mutates_args=())
+def custom(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return h @ w
+
+
+def saved(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def sent(ctx, e):
+    h, w = ctx.saved_tensors
+    return e @ w.T, h.T @ e
+
+
+custom.register_autograd(sent, setup_context=saved)
+
+
+def modulated(h, w):
+    """A modulated convolution, as in StyleGAN2."""
+    style = h[:, None, :, None, None]
+    kernels = w[None, :, :, None, None] * style
+    kernels = kernels * torch.rsqrt(1e-8 + kernels.square().sum((2, 3, 4), keepdim=True))
+    x = h.reshape(1, -1, 1, 1)
+    y = F.conv2d(x, kernels.reshape(-1, *kernels.shape[2:]), groups=len(h))
+    return y.reshape(h.shape)
+
+
+def experts(h, w):
+    """Each sample by the matrix that it chooses."""
+    stack = torch.stack([w, 2 * w])
+    return torch.einsum("bi,bio->bo", h, stack[(h.sum(1) > 0).long()])
+
+
 PRODUCTS = {
+    "modulated": modulated,
+    "kernel": lambda h, w: F.conv1d(
+        h.view(1, -1, 1), (w * h[:, None]).view(-1, 8, 1), groups=len(h)
+    ).view(len(h), 8),
+    "experts": experts,
+    "gather": lambda h, w: h @ w[CHOSEN],
+    "index_select": lambda h, w: h @ w.index_select(0, CHOSEN),
+    "vmap of a product": lambda h, w: torch.vmap(torch.matmul, in_dims=(0, None))(h, w),
+    "script": scripted,
+    "custom_op": custom,
+    "aten": lambda h, w: torch.ops.aten.mm.default(h, w),
+    "addmm_": lambda h, w: torch.zeros(len(h), 8, dtype=h.dtype).addmm_(h, w),
+    "solve_triangular": lambda h, w: torch.linalg.solve_triangular(w, h.T, upper=True).T,
+    "embedding_bag": lambda h, w: F.embedding_bag(
+        CHOSEN.expand(len(h), 8), w, per_sample_weights=h, mode="sum"
+    ),
+    "rows": lambda h, w: torch.stack([h @ row for row in w], 1),
+    "sum": lambda h, w: (h[:, None] * w).sum(-1),
+    "cosine": lambda h, w: F.cosine_similarity(h[:, None], w[None], dim=-1),
+    "detached": lambda h, w: h @ w.detach(),
+    "copied": lambda h, w: h @ torch.empty_like(w).copy_(w),
+    "attention": lambda h, w: F.scaled_dot_product_attention(h, w, w),
     "mask": lambda h, w: F.linear(h, w * MASK),
     "identity": lambda h, w: h @ (torch.eye(8, dtype=w.dtype) + w),
     "where": lambda h, w: h @ torch.where(MASK > 0, w, 0 * MASK),
@@ -159,10 +222,110 @@ def test_products_outside_maps_are_named(op):
         tp.attach(Product(PRODUCTS[op]).double(), X, strict=True)
 
 
+def gate(h, w):
+    """Weights that only scale or add: LayerScale, positions, gates, bias of positions, norms."""
+    tokens = h.view(2, 8, 8)
+    tokens = tokens + w + w[CHOSEN]
+    tokens = F.layer_norm(tokens * w, (8, 8), w, w)
+    scores = torch.baddbmm(w.expand(2, 8, 8), tokens, tokens.mT)
+    tokens = F.scaled_dot_product_attention(
+        tokens[:, None], tokens[:, None], tokens[:, None], attn_mask=w + scores[:, None]
+    )[:, 0]
+    scale, gains = w[0].view(8, 1, 1), w[1]
+    images = F.group_norm(tokens.mT.reshape(2, 8, 4, 2) * scale, 2, gains, gains)
+    pooled = (images * torch.sigmoid(w[2]).view(1, 8, 1, 1)).mean((2, 3))
+    table = F.embedding((h[:, 0] > 0).long(), w)
+    return h + pooled.repeat_interleave(8, 0) + (table * h @ h.T) @ table
+
+
+def test_weights_that_scale_or_add_are_no_products():
+    model = Product(gate).double()
+    tp.attach(model, X, strict=True)
+    model.op = lambda h, w: torch.stack([h, (h.detach() @ w)]).sum(0)
+    twin = copy.deepcopy(model)
+    tp.attach(twin, strict=True)
+    twin(X)
+
+
 def test_only_leaves_the_watch_on():
     model = nn.Sequential(Product(torch.matmul).double())
     with pytest.raises(NotCovered, match=r"'0\.weight'"):
         tp.attach(model, X, only="0", strict=True)
+
+
+class Branch(nn.Module):
+    """An auxiliary branch that only training runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return self.c(h @ self.weight if self.training else h)
+
+
+@pytest.mark.parametrize("inputs", [(), (X,)], ids=["first pass", "example inputs"])
+def test_a_branch_of_training_is_seen_after_a_pass_in_eval(inputs):
+    model = Branch().double().eval()
+    feedback = tp.attach(model, *inputs, strict=True)
+    model(X)
+    model.train()
+    with pytest.raises(NotCovered, match="'weight' is multiplied by mm"):
+        model(X)
+    assert feedback._first.done
+
+
+def test_a_module_added_after_attach_is_told_so():
+    model = nn.Sequential(*build())
+    tp.attach(model, strict=True)
+    model.append(nn.Linear(3, 3).double())
+    with pytest.raises(NotCovered, match=r"'5' was added after attach; call detach\(\) and"):
+        model(X)
+
+
+def test_a_hook_that_multiplies_beside_a_map_is_named():
+    model = build()
+    model.low = nn.Parameter(torch.randn(8, 8).double())
+    model[2].register_forward_hook(lambda module, args, out: out + args[0] @ model.low)
+    model.forward = lambda x: model[4](model[2](model[0](x)))
+    with pytest.raises(NotCovered, match="'low' is multiplied by mm"):
+        tp.attach(model, X, strict=True)
+
+
+def test_learned_queries_through_maps_are_signals():
+    class Pooling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.q, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.queries = nn.Parameter(torch.randn(4, 8))
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.c((self.q(self.queries) @ h.T).softmax(-1) @ h)
+
+    tp.attach(Pooling().double(), X, strict=True)
+
+
+def test_the_watch_changes_no_number_and_leaves_parts_to_the_compiler():
+    class Part(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = nn.Sequential(build()[0], Part(*build()[1:4]), build()[4])
+    plain = model(X)
+    model[1].compile(backend=backend)
+    tp.attach(model, rule="symmetric", strict=True)
+    for _ in range(2):
+        assert torch.equal(model(X), plain)
+    assert graphs
 
 
 def test_a_model_whose_own_forward_never_runs_is_told_of():

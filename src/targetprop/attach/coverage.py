@@ -11,121 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_batchedtensor
-from torch.autograd import Function
-from torch.overrides import TorchFunctionMode
 
-from targetprop.attach.kinds import REFUSED
+from targetprop.attach.kinds import REFUSED, kind_of
 from targetprop.attach.link import Attached, Link
 from targetprop.attach.modules import refuse_other
-from targetprop.maps import is_feedback
-
-PRODUCTS = {
-    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "outer",
-    "addmm", "addmv", "addbmm", "baddbmm", "einsum", "tensordot", "kron", "multi_dot",
-    "chain_matmul", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
-    "conv_transpose2d", "conv_transpose3d", "convolution", "_convolution", "conv_tbc", "lstm",
-    "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
-    "scaled_dot_product_attention", "vecdot", "cdist", "cosine_similarity", "solve", "lstsq",
-    "_sparse_mm", "multi_head_attention_forward", "grouped_mm", "_grouped_mm",
-    "scaled_grouped_mm", "scaled_mm", "_scaled_mm",
-}  # fmt: skip
-"""Functions of torch that multiply a signal by a weight other than elementwise."""
+from targetprop.attach.watch import Watch, tensors_in
 
 
 class NotCovered(ValueError):
     """Raised by ``attach(strict=True)`` where part of a model would send its signal through θᵀ."""
-
-
-class Watch(TorchFunctionMode):
-    """Records every product of a signal that needs a gradient with a parameter outside the maps.
-
-    Attributes:
-        found: per parameter name, the function that multiplied by it.
-
-    """
-
-    def __init__(self, model: nn.Module, ignored: Iterable[str] = (), inputs: Any = ()):
-        """Watch ``model``, which reads ``inputs``; ``ignored``: names of modules left out."""
-        super().__init__()
-        left_out = {name for name in ignored if not isinstance(model.get_submodule(name), Attached)}
-        self.names: dict[int, str] = {}
-        self.constants = {id(buffer) for buffer in model.buffers()}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if is_feedback(name) or name.rpartition(".")[0] in left_out:
-                self.constants.add(id(parameter))
-            else:
-                self.names.setdefault(id(parameter), name)
-        self.kept: list[Tensor] = []  # so that no id is used twice
-        self.found: dict[str, str] = {}
-        self.data = {id(value) for value in tensors_in(inputs)}
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Call ``func`` and look at what it used."""
-        out = func(*args, **(kwargs or {}))
-        # Within an attached map, or nothing to send, or another autograd.Function.
-        hidden = not torch.is_grad_enabled()
-        tensors = list(tensors_in([args, kwargs]))
-        if any(id(t) in self.data for t in tensors):
-            for made in tensors_in([out]):
-                self.data.add(id(made))
-                self.kept.append(made)
-        sources = [(self.names[id(t)], t) for t in tensors if id(t) in self.names]
-        if not sources or (hidden and not within_function()):
-            return out
-        others = [t for t in tensors if id(t) not in self.names and id(t) not in self.constants]
-        name = getattr(func, "__name__", "").removeprefix("linalg_")
-        if name in PRODUCTS and any(
-            t.requires_grad or hidden or is_batchedtensor(t) for t in others
-        ):
-            for source, tensor in sources:
-                if tensor.dim() > 1:
-                    self.found.setdefault(source, name)
-        elif all(is_constant(t, self.data) for t in others):
-            # Made of weights and constants: a weight under another name.
-            for made in tensors_in([out]):
-                if made.is_floating_point() and id(made) not in self.names:
-                    self.names[id(made)] = sources[0][0]
-                    self.kept.append(made)
-        return out
-
-
-def within_function() -> bool:
-    """Whether the caller runs in the forward of an ``autograd.Function`` outside the maps.
-
-    Gradients are off there though the signal passes: a fused layer, reentrant checkpointing.
-    """
-    frame = sys._getframe(2)
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), Attached):
-            return False
-        if frame.f_code is APPLY:
-            return not frame.f_locals["cls"].__module__.startswith("targetprop.")
-        frame = frame.f_back
-    return False
-
-
-APPLY = Function.apply.__func__.__code__
-
-
-def is_constant(tensor: Tensor, data: set[int]) -> bool:
-    """Whether a tensor is neither signal, data nor places in a table: a mask, identity, scale."""
-    return (
-        not tensor.requires_grad
-        and id(tensor) not in data
-        and (tensor.is_floating_point() or tensor.dtype == torch.bool)
-    )
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
 
 
 def refused(model: nn.Module, ignored: Iterable[str] = ()) -> list[str]:
@@ -138,15 +32,32 @@ def refused(model: nn.Module, ignored: Iterable[str] = ()) -> list[str]:
     return sentences
 
 
-def sentences(found: dict[str, str]) -> list[str]:
-    """A sentence for every parameter that a pass multiplied by outside a map."""
-    remedy = (
+def sentences(watch: Watch) -> list[str]:
+    """A sentence for every parameter that a watched pass multiplied by outside a map."""
+    return [
+        f"'{name}' is multiplied by {function} outside a map: {remedy(name, watch)}"
+        for name, function in watch.found.items()
+    ]
+
+
+def remedy(name: str, watch: Watch) -> str:
+    """What to do about the parameter called ``name``."""
+    for path, module in owners(name, watch.model):
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"'{path}' was scripted, which attach cannot enter; leave out torch.jit"
+        kind = kind_of(module)
+        if kind and kind.name not in ("norm", "activation") and not isinstance(module, Attached):
+            return f"'{path}' was added after attach; call detach() and attach again"
+    return (
         "use it through a module such as nn.Linear, or register its module with targetprop.register"
     )
-    return [
-        f"'{name}' is multiplied by {function} outside a map: {remedy}"
-        for name, function in found.items()
-    ]
+
+
+def owners(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a parameter is part of, the innermost first."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name, model.get_submodule(name)
 
 
 def report(problems: Sequence[str], strict: bool) -> None:
@@ -168,17 +79,30 @@ def report(problems: Sequence[str], strict: bool) -> None:
 
 
 class FirstPass:
-    """Watches the first eager pass of a model attached without example inputs, then goes."""
+    """Watches the first eager passes of a model, one as it trains and one in ``eval()``, then goes.
 
-    def __init__(self, model: nn.Module, ignored: Sequence[str], strict: bool, link: Link):
-        """Hook ``model``, whose attached modules share ``link``."""
+    A model that runs in ``eval()`` first is watched again once it trains: branches may differ.
+    """
+
+    def __init__(
+        self, model: nn.Module, ignored: Sequence[str], strict: bool, link: Link, shown: Any = ()
+    ):
+        """Hook ``model``, whose attached modules share ``link``; ``shown``: example inputs."""
         self.ignored, self.strict, self.link = list(ignored), strict, link
         self.watch: Watch | None = None
-        self.done = False
-        self.handles = [
-            model.register_forward_pre_hook(self.before, with_kwargs=True),
-            model.register_forward_hook(self.after, always_call=True),
-        ]
+        self.seen: set[bool] = {model.training} if shown else set()
+        self.told: set[str] = set()
+        self.handles: list[Any] = []
+        if True not in self.seen:
+            self.handles = [
+                model.register_forward_pre_hook(self.before, with_kwargs=True),
+                model.register_forward_hook(self.after, always_call=True),
+            ]
+
+    @property
+    def done(self) -> bool:
+        """Whether it is gone."""
+        return not self.handles
 
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Begin to watch."""
@@ -189,6 +113,7 @@ class FirstPass:
             or not torch.is_grad_enabled()
             or self.link.exact
             or self.done
+            or model.training in self.seen
         ):
             return
         if self.watch is not None:  # of a pass that was interrupted
@@ -204,12 +129,16 @@ class FirstPass:
         watch.__exit__(None, None, None)
         if output is None and sys.exc_info()[0] is not None:  # the pass failed: the next one tells
             return
-        self.remove()
-        report(sentences(watch.found), self.strict)
+        self.seen.add(model.training)
+        if model.training:
+            self.remove()
+        watch.found = {name: how for name, how in watch.found.items() if name not in self.told}
+        self.told |= set(watch.found)
+        report(sentences(watch), self.strict)
 
     def stepped(self, weights: Iterable[Tensor | None]) -> None:
         """A step was made; with gradients but no eager forward, other products are unseen."""
-        if self.done or not any(
+        if self.seen or not any(
             weight is not None and weight.grad is not None for weight in weights
         ):
             return
@@ -224,9 +153,9 @@ class FirstPass:
 
     def remove(self) -> None:
         """Unhook."""
-        self.done = True
         for handle in self.handles:
             handle.remove()
+        self.handles = []
 
 
 Call = tuple[Attached, bool, Any]

@@ -71,8 +71,7 @@ class Feedback:
                 reads = unfed(self._modules)
             if example_inputs:
                 reads, shapes, last = look(model, self._link, example_inputs, left_out, strict)
-            else:
-                self._first = coverage.FirstPass(model, left_out, strict, self._link)
+            self._first = coverage.FirstPass(model, left_out, strict, self._link, example_inputs)
             self.sites = sites_of(self._modules, reads, rule.direct)
             if rule.direct and last is not None:
                 self._broadcast = last.register_forward_hook(Broadcast(self._link))

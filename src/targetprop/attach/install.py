@@ -163,7 +163,7 @@ def look(
         watch, calls = coverage.example_pass(model, example_inputs, left_out)
     finally:
         link.rule = rule
-    coverage.report(coverage.sentences(watch.found), strict)
+    coverage.report(coverage.sentences(watch), strict)
     sends = {id(module) for module, needs, _ in calls if needs}
     reads = {id(module) for module, _, _ in calls} - sends
     shapes = {id(module): shape for module, _, shape in calls}
