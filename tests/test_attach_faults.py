@@ -388,6 +388,114 @@ def test_what_would_change_nothing_is_refused():
         tp.attach(nn.Sequential(nn.Linear(3, 2, dtype=torch.complex128)))
 
 
+class Scale(nn.LayerNorm):
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_settings_that_reach_a_part_of_the_model_say_what_they_miss():
+    with pytest.raises(ValueError, match=r"gains='learned' finds no .*gains of Sequential; leave"):
+        tp.attach(build(), gains="learned")
+    model = nn.Sequential(nn.Linear(4, 4), Scale(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"attach knows \(there is '1' \(Scale\)\)"):
+        tp.attach(model, gains="learned")
+    with pytest.warns(UserWarning, match=r"no feedback gains to '1' \(Scale\), read as they are"):
+        tp.attach(nn.Sequential(*model, nn.LayerNorm(2)), gains="learned")
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.PReLU(), nn.ReLU6())
+    with pytest.warns(UserWarning, match=r"nudges no '3' \(PReLU\), '4' \(ReLU6\), whose exact"):
+        feedback = tp.attach(model, beta=0.1)
+    assert str(feedback).endswith("nudged by β = 0.1: '1' (ReLU)")
+    feedback.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tp.attach(model, beta=0.1, skip="^[34]$")
+
+
+@pytest.mark.parametrize("inputs", [(), (X,)], ids=["first pass", "example inputs"])
+def test_a_copy_attached_again_is_watched_as_strictly(inputs):
+    model = Product(torch.matmul).double()
+    with pytest.warns(UserWarning, match="'weight' is multiplied by mm"):
+        tp.attach(model, X)
+    twin = copy.deepcopy(model)
+
+    def run():
+        tp.attach(twin, *inputs, strict=True)
+        twin(X)
+
+    with pytest.raises(NotCovered, match="'weight' is multiplied by mm"):
+        run()
+
+
+def test_example_inputs_of_a_copy_leave_its_omegas_as_they_are():
+    model = build()
+    feedback = tp.attach(model, rule="feedback_alignment")
+    twin = copy.deepcopy(model)
+    again = tp.attach(twin, X, rule="feedback_alignment")
+    assert list(again.maps) == list(feedback.maps)
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "sentence"),
+    [
+        ((nn.Linear,), TypeError, "takes a torch.nn.Module, got the class Linear; give"),
+        ((build(), (X, Y)), TypeError, r"the example input, a tuple .*attach\(model, x\)"),
+        ((build(), dict(only="(")), ValueError, r"only='\(' is no regular expression"),
+        ((build(), dict(skip=3)), ValueError, "skip=3 is no regular expression"),
+        ((build(), dict(seed="a")), TypeError, "seed='a' is no integer"),
+    ],
+)
+def test_odd_arguments_are_refused_in_a_sentence(given, error, sentence):
+    settings = given[-1] if isinstance(given[-1], dict) else {}
+    with pytest.raises(error, match=sentence):
+        tp.attach(*(g for g in given if g is not settings), **settings)
+
+
+def test_follow_takes_one_optimizer():
+    model = build()
+    pair = [torch.optim.SGD(model.parameters(), 0.1) for _ in range(2)]
+    with pytest.raises(TypeError, match="follow takes one optimizer, got 2; call it once for each"):
+        tp.attach(model).follow(*pair)
+
+
+def test_a_state_of_something_else_is_refused():
+    feedback = tp.attach(build())
+    for state in ({}, build().state_dict()):
+        with pytest.raises(ValueError, match=r"no state of a feedback; give what feedback\.state"):
+            feedback.load_state_dict(state)
+    other = build()
+    other[2], other[4] = nn.Linear(8, 9).double(), nn.Linear(9, 3).double()
+    with pytest.raises(ValueError, match="other maps than the model's: 2, 4 differ"):
+        feedback.load_state_dict(tp.attach(other).state_dict())
+
+
+def test_a_map_without_omega_is_named():
+    model = build()
+    tp.attach(model, X)
+    with pytest.raises(RuntimeError, match=r"'0' \(Linear\) has no feedback weights"):
+        model(X.clone().requires_grad_())
+
+
+def test_alignment_refuses_a_handle_of_something_else_and_a_loss_without_its_model():
+    model, other = build(), build()
+    feedback, gone = tp.attach(model), tp.attach(other)
+
+    def loss(m):
+        return F.cross_entropy(m(X), Y)
+
+    with pytest.raises(ValueError, match="this feedback is another model's"):
+        tp.analysis.alignment(model, gone, loss)
+    gone.detach()
+    with pytest.raises(ValueError, match="this feedback was detached"):
+        tp.analysis.alignment(other, gone, loss)
+    for given in ((X, Y), (F.cross_entropy,), (nn.CrossEntropyLoss(),), (X,)):
+        with pytest.raises(TypeError, match=r"give loss_fn: lambda m: loss\(m\(x\), y\)"):
+            tp.analysis.alignment(model, feedback, *given)
+    compiled = torch.compile(model, backend="eager")
+    assert len(tp.analysis.alignment(compiled, feedback, loss)) == 6
+
+
 def test_paired_networks_that_ran_direct_feedback_are_copied_and_algorithms_pickled():
     net = tp.pair(build())
     algo = tp.algorithms.DirectFeedbackAlignment(net)

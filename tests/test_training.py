@@ -141,7 +141,7 @@ def test_a_yaml_file_may_start_from_a_preset(tmp_path):
         ),
         (
             ["digits-ldrl", "--optimizer.lr", "fast"],
-            r"optimizer.lr=fast has the wrong type; expected .*float",
+            r"optimizer.lr=fast has the wrong type; expected a number",
         ),
         (
             ["digits-ldrl", "--optimizer.lr", "-1"],

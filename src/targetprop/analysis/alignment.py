@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from targetprop.algorithms import Algorithm, Attached
 from targetprop.algorithms.attached import logits_of, named_by_layer
+from targetprop.analysis.refusals import arguments_of, refuse_foreign
 from targetprop.attach import Feedback
 from targetprop.attach.coverage import unchanged
 from targetprop.attach.link import backpropagating
@@ -168,7 +168,9 @@ def alignment(
         per layer or parameter name, a :class:`LayerAlignment`.
 
     Raises:
-        TypeError: the second argument is neither an algorithm nor a ``Feedback``.
+        TypeError: the second argument is neither an algorithm nor a ``Feedback``, or ``loss_fn``
+            cannot be called so.
+        ValueError: the feedback is another model's.
 
     Example:
         >>> nn = torch.nn
@@ -181,7 +183,9 @@ def alignment(
 
     """
     if isinstance(algo, Feedback):
-        return attached_alignment(net, algo, x)
+        refuse_foreign(net, algo)
+        loss_fn: Any = x if y is None else None
+        return attached_alignment(net, algo, loss_fn)
     if isinstance(algo, Attached) and y is not None:
         return algorithm_alignment(net, algo, x, y)
     if not isinstance(algo, Algorithm) or y is None:
@@ -220,7 +224,7 @@ def attached_alignment(
     learned = {
         name: p for name, p in model.named_parameters() if p.requires_grad and not is_feedback(name)
     }
-    arguments = (model,) if takes_one(loss_fn) else ()
+    arguments = arguments_of(loss_fn, model)
 
     def gradients() -> list[Tensor]:
         with unchanged(model), torch.enable_grad():
@@ -260,15 +264,6 @@ def attached_alignment(
         worst = max(found[site.name] for site in maps)
         result[name] = LayerAlignment(*pairs[i], *weights, worst, relative)
     return result
-
-
-def takes_one(function: Callable[..., Any]) -> bool:
-    """Whether a function can be called with one argument."""
-    try:
-        inspect.signature(function).bind(None)
-    except (TypeError, ValueError) as error:
-        return isinstance(error, ValueError)  # it does not tell
-    return True
 
 
 def algorithm_alignment(

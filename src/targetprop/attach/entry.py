@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -64,6 +66,7 @@ def attach(
         The handle: ``follow(optimizer)``, ``exact()``, ``mismatch()``, ``detach()`` and so on.
 
     Raises:
+        TypeError: the model is no module, or the seed no integer.
         ValueError: an unknown rule, solver or setting, or a model without a map to attach.
         NotCovered: with ``strict``, for a model that would send part of its signal through θᵀ.
 
@@ -81,6 +84,7 @@ def attach(
         True
 
     """
+    refuse_odd(model, seed, {"only": only, "skip": skip})
     chosen = rule_of(rule)
     # Of torch.compile, which compiles anew what has changed.
     model = getattr(model, "_orig_mod", model)
@@ -106,13 +110,8 @@ def attach(
             "beta": beta,
             "gains": None if gains == "exact" else gains,
         }
-        return adopted(
-            model,
-            chosen,
-            solver,
-            seed,
-            {name: value for name, value in given.items() if value is not None},
-        )
+        given = {name: value for name, value in given.items() if value is not None}
+        return adopted(model, example_inputs, chosen, solver, seed, given, strict)
     return Feedback(
         model,
         example_inputs,
@@ -127,10 +126,41 @@ def attach(
     )
 
 
+def refuse_odd(model: Any, seed: Any, patterns: dict[str, Any]) -> None:
+    """Refuse arguments that are nothing of their kind.
+
+    Raises:
+        TypeError: the model is no module, or the seed no integer.
+        ValueError: a pattern is no regular expression.
+
+    """
+    if not isinstance(model, nn.Module):
+        shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"attach takes a torch.nn.Module, got {shown}; give a model that was made.")
+    if not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r} is no integer; give one, such as seed=0.")
+    for name, pattern in patterns.items():
+        try:
+            re.compile(pattern or "")
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"{name}={pattern!r} is no regular expression ({error}); write one that matches "
+                f"names of modules, such as {name}=r'^head$'."
+            ) from error
+
+
 def adopted(
-    model: nn.Module, rule: Rule, solver: Any, seed: int, given: dict[str, Any]
+    model: nn.Module,
+    inputs: Sequence[Any],
+    rule: Rule,
+    solver: Any,
+    seed: int,
+    given: dict[str, Any],
+    strict: bool,
 ) -> Feedback:
     """A handle for a model that is attached already, as a copied or unpickled one is; its ω stay.
+
+    Example inputs tell what it multiplies outside its maps; which of these have ω is settled.
 
     Raises:
         ValueError: it was attached by another rule, only a part of it was, or settings are
@@ -168,7 +198,7 @@ def adopted(
                 "feedback first, or attach by the same rule."
             )
     return Feedback(
-        model, (), rule, solver_of(solver, rule), seed, None, None, "exact", None, False
+        model, inputs, rule, solver_of(solver, rule), seed, None, None, "exact", None, strict
     )
 
 

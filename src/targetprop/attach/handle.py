@@ -70,7 +70,8 @@ class Feedback:
             if (adopting or is_paired(model)) and rule.own_feedback:
                 reads = unfed(self._modules)
             if example_inputs:
-                reads, shapes, last = look(model, self._link, example_inputs, left_out, strict)
+                seen = look(model, self._link, example_inputs, left_out, strict)
+                reads, shapes, last = (reads, {}, None) if adopting else seen
             self._first = coverage.FirstPass(model, left_out, strict, self._link, example_inputs)
             self.sites = sites_of(self._modules, reads, rule.direct)
             if rule.direct and last is not None:
@@ -145,9 +146,8 @@ class Feedback:
     def step(self) -> None:
         """Probe the maps that are due; call it after every step unless ``follow`` does.
 
-        A map that stays under the solver's tolerance is probed ever more rarely, the interval
-        doubling up to the solver's maximum; one that is over is corrected, and probed soon again.
-        Weights loaded without their ω are probed at once.
+        A map under the solver's tolerance is probed ever more rarely, the interval doubling up to
+        its maximum; one over it is corrected, and probed soon; weights loaded without ω, at once.
         """
         self._look_after()
         self._learn(self._learners(), True)
@@ -177,7 +177,7 @@ class Feedback:
             ``optimizer``, for ``configure_optimizers`` to return ``feedback.follow(optimizer)``.
 
         Raises:
-            TypeError: it is no torch optimizer.
+            TypeError: it is no torch optimizer, or several.
             ValueError: it trains no parameter of the attached maps.
 
         """

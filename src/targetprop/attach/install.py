@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from targetprop.attach import coverage
-from targetprop.attach.kinds import KINDS, attached_class, become, kind_of, own_class
+from targetprop.attach.kinds import KINDS, NORMS, attached_class, become, kind_of, own_class
 from targetprop.attach.link import Attached, Broadcast, Link, links_of
 from targetprop.attach.sites import Site
 from targetprop.attach.tracking import Reminder
@@ -78,7 +78,7 @@ def take(
             attached._feedback = link
             taken[name] = attached
         link.left_out = tuple(left_out)
-        refuse_idle(model, taken, skip, beta)
+        refuse_idle(model, taken, skip, gains, beta, left_out)
     except ValueError:
         give_back(model, taken)
         raise
@@ -132,22 +132,69 @@ def refuse_weights(name: str, module: nn.Module) -> None:
 
 
 def refuse_idle(
-    model: nn.Module, taken: Mapping[str, Attached], skip: str | None, beta: float | None
+    model: nn.Module,
+    taken: Mapping[str, Attached],
+    skip: str | None,
+    gains: Gains,
+    beta: float | None,
+    left_out: Sequence[str],
 ) -> None:
-    """Refuse settings that would change nothing.
+    """Refuse settings that would change nothing, and name the modules that they do not reach.
 
     Raises:
-        ValueError: ``skip`` matches no module, or there is no activation for ``beta``.
+        ValueError: ``skip`` matches no module, or there is no activation for ``beta``, or no
+            normalisation for ``gains``.
 
     """
     kinds = {module._feedback_kind for module in taken.values()}
-    idle = []
+    others = {
+        name: module
+        for name, module in model.named_modules()
+        if not isinstance(module, Attached) and name not in left_out
+    }
+    idle, missed = [], []
     if skip is not None and not any(re.search(skip, name) for name, _ in model.named_modules()):
         idle.append(f"skip={skip!r} matches no module")
-    if beta is not None and "activation" not in kinds:
-        idle.append(f"beta={beta} finds no activation that is a module")
+    if beta is not None:
+        unknown = listed({k: m for k, m in others.items() if isinstance(m, ACTIVATIONS)})
+        if "activation" not in kinds:
+            idle.append(f"beta={beta} finds no activation that is a module" + among(unknown))
+        elif unknown:
+            missed.append(f"beta={beta} nudges no {unknown}, whose exact derivative is taken")
+    if gains == "learned":
+        unknown = listed({k: m for k, m in others.items() if scales(m)})
+        if "norm" not in kinds:
+            idle.append("gains='learned' finds no normalisation with gains" + among(unknown))
+        elif unknown:
+            missed.append(f"gains='learned' gives no feedback gains to {unknown}, read as they are")
     if idle:
         raise ValueError(f"{' and '.join(idle)} of {type(model).__name__}; leave it out.")
+    if missed:
+        text = f"{'; '.join(missed)}: only torch's own modules, by their own forward, are known."
+        warnings.warn(text, UserWarning, stacklevel=5)
+
+
+ACTIVATIONS = tuple(
+    kind
+    for name in nn.modules.activation.__all__
+    if (kind := getattr(nn, name)) is not nn.MultiheadAttention
+)
+
+
+def scales(module: nn.Module) -> bool:
+    """Whether a module is, by its class or its name, a normalisation with gains of its own."""
+    named = isinstance(module, NORMS) or "norm" in type(module).__name__.lower()
+    return named and any(p is not None for p in module._parameters.values())
+
+
+def listed(modules: Mapping[str, nn.Module]) -> str:
+    """Modules by name and class."""
+    return ", ".join(f"'{name}' ({type(module).__name__})" for name, module in modules.items())
+
+
+def among(unknown: str) -> str:
+    """What is there instead."""
+    return f" that attach knows (there is {unknown})" if unknown else ""
 
 
 def look(
@@ -161,6 +208,14 @@ def look(
     rule, link.rule = link.rule, rule_of("symmetric")  # no ω yet
     try:
         watch, calls = coverage.example_pass(model, example_inputs, left_out)
+    except (TypeError, AttributeError) as error:
+        if len(example_inputs) == 1 and isinstance(example_inputs[0], (tuple, list)):
+            raise TypeError(
+                f"{type(model).__name__} does not take the example input, a "
+                f"{type(example_inputs[0]).__name__} ({error}); give its inputs one by one, as to "
+                "the model: attach(model, x)."
+            ) from error
+        raise
     finally:
         link.rule = rule
     coverage.report(coverage.sentences(watch), strict)

@@ -39,6 +39,7 @@ class Learning:
         """Of no map yet."""
         self.rule, self.solver, self.seed, self.tracked = rule, solver, seed, tracked
         self.memory: dict[str, Memory] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self.steps = 0
         self._tolerance: float = solver.limit
         self._weights: dict[str, tuple[Any, bool]] = {}
@@ -48,6 +49,7 @@ class Learning:
     def begin(self, sites: Sequence[Site]) -> None:
         """Bring the ω of ``sites`` under the solver's tolerance, from noise alone."""
         self.memory = {site.name: Memory() for site in sites}
+        self._shapes = {s.name: tuple(s.layout.of(s.omega).shape) for s in sites}
         with own_format(sites):
             for site in sites if self.solver.learns else ():
                 self.calibrate(site)
@@ -168,6 +170,7 @@ class Learning:
             "steps": self.steps,
             "rule": self.rule.name,
             "solver": type(self.solver).__name__,
+            "shapes": dict(self._shapes),
             "maps": {name: memory.state_dict() for name, memory in self.memory.items()},
         }
 
@@ -185,8 +188,16 @@ class Learning:
                     f"this feedback state is of {key} {state[key]}, but the "
                     f"model is attached by {value}."
                 )
-        if set(state["maps"]) != set(self.memory):
-            odd = sorted(set(state["maps"]) ^ set(self.memory))
+        if "maps" not in state:
+            raise ValueError(
+                "this is no state of a feedback; give what feedback.state_dict() returned, and the "
+                "model's own to model.load_state_dict."
+            )
+        shapes = {k: tuple(v) for k, v in state.get("shapes", self._shapes).items()}
+        if set(state["maps"]) != set(self.memory) or shapes != self._shapes:
+            odd = sorted(set(state["maps"]) ^ set(self.memory)) or sorted(
+                k for k in self.memory if shapes.get(k) != self._shapes[k]
+            )
             raise ValueError(
                 f"this feedback state is of other maps than the model's: {', '.join(odd)} differ."
             )

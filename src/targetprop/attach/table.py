@@ -9,7 +9,7 @@ from targetprop.attach.sites import Site
 
 
 def table(feedback: Any) -> str:
-    """Map, shape, rule, how ω learns and the last mismatch, a line a map."""
+    """Map, shape, rule, how ω learns and the last mismatch, a line a map; what a nudge reaches."""
     rows = [("map", "θ", "rule", "ω", "mismatch")]
     learners = {site.name for site in feedback._learners()}
     for site in feedback.sites:
@@ -25,7 +25,13 @@ def table(feedback: Any) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-    return "\n".join(lines)
+    nudged = [
+        f"'{name}' ({type(module).__name__})"
+        for name, module in feedback._modules.items()
+        if module._feedback_kind == "activation"
+    ]
+    told = [f"nudged by β = {feedback.beta}: {', '.join(nudged)}"] if nudged else []
+    return "\n".join([*lines, *told])
 
 
 def learning(feedback: Any, site: Site) -> str:

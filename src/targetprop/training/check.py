@@ -28,7 +28,12 @@ def check(config: Config) -> None:
     from targetprop.data import SOURCES
 
     if ":" not in config.network.name:
-        choice("network.name", config.network.name, [*NETWORKS, *MODELS])
+        name, known = config.network.name, [*NETWORKS, *MODELS]
+        if name not in known:
+            hint = nearest(name, known).rstrip(".")
+            raise ConfigError(
+                f"unknown network.name '{name}'; {hint}; a model of yours is package.module:make."
+            )
     plain = config.network.name not in NETWORKS
     changed = [
         f.name
@@ -57,7 +62,8 @@ def check(config: Config) -> None:
             )
         if not takes_solver(ALGORITHMS[config.algorithm.name]):
             raise ConfigError(
-                f"algorithm '{config.algorithm.name}' takes no solver; drop algorithm.solver."
+                f"algorithm '{config.algorithm.name}' takes no solver; drop algorithm.solver, "
+                "or, where a preset sets it, give --algorithm.solver null."
             )
     if config.network.channels is not None:
         widths = config.network.channels

@@ -81,6 +81,15 @@ def place(name: str) -> Path:
         raise ConfigError(f"{name}: {error}; give a path.") from error
 
 
+WORDS = {
+    "a <class 'float'>": "a number",
+    "a <class 'int'>": "an integer",
+    "a <class 'bool'>": "true or false",
+    "a <class 'str'>": "text",
+}
+"""Types as a user may know them."""
+
+
 def build(settings: Sequence[tuple[str, Any]]) -> Config:
     """A checked configuration from (dotted key, value) pairs; later ones win.
 
@@ -126,6 +135,8 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
                 expected = (
                     str(error).split("Expected ")[-1].split(". Got")[0].replace("\n", " ").strip()
                 )
+                for shown, words in WORDS.items():
+                    expected = expected.replace(shown, words)
                 raise ConfigError(
                     f"{key}={value} has the wrong type; expected {expected}."
                 ) from error
