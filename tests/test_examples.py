@@ -64,6 +64,35 @@ def test_code_of_the_readme_trains():
     assert all(p.grad.norm() > 0 for p in here["net"].parameters() if p.requires_grad)
 
 
+def test_code_of_the_page_on_attach_resumes(tmp_path, monkeypatch):
+    def any_module():
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    monkeypatch.chdir(tmp_path)
+    (resume,) = blocks("docs/attach.md")
+    start, saves = resume.split("torch.save")
+    here = {"AnyModule": any_module, "torch": torch, "tp": tp}
+    x = torch.randn(16, 4)
+
+    def train(run, steps):
+        for _ in range(steps):
+            run["optimizer"].zero_grad()
+            run["model"](x).square().mean().backward()
+            run["optimizer"].step()
+
+    exec(start, here)
+    before = here["run"]
+    train(before, 13)
+    exec("torch.save" + saves, here)
+    for run in (before, here["run"]):
+        train(run, 13)
+    assert here["run"] is not before
+    for one, other in zip(
+        before["model"].parameters(), here["run"]["model"].parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("block", range(4), ids=["rule", "solver", "map", "experiment"])
 def test_code_of_contributing_runs(block, tmp_path):
     code = blocks("CONTRIBUTING.md")

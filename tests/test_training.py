@@ -148,6 +148,14 @@ def test_a_yaml_file_may_start_from_a_preset(tmp_path):
             r"optimizer.lr=-1.0 is out of range; expected a positive number",
         ),
         (
+            ["digits-ldrl", "--algorithm.name", "feedback_alignment"],
+            r"takes no solver; drop algorithm.solver, or, .* give --algorithm.solver null",
+        ),
+        (
+            ["digits-ldrl", "--network.name", "my.module.make"],
+            r"unknown network.name 'my.module.make'; .* of yours is package.module:make",
+        ),
+        (
             ["digits-ldrl", "--network.name", "simple_vg"],
             r"unknown network.name 'simple_vg'; did you mean 'simple_vgg'",
         ),
