@@ -142,8 +142,8 @@ def refuse_idle(
     """Refuse settings that would change nothing, and name the modules that they do not reach.
 
     Raises:
-        ValueError: ``skip`` matches no module, or there is no activation for ``beta``, or no
-            normalisation for ``gains``.
+        ValueError: ``skip`` matches no module, there is no activation for ``beta``, or ``gains``
+            reaches none of the normalisations that there are.
 
     """
     kinds = {module._feedback_kind for module in taken.values()}
@@ -163,8 +163,8 @@ def refuse_idle(
             missed.append(f"beta={beta} nudges no {unknown}, whose exact derivative is taken")
     if gains == "learned":
         unknown = listed({k: m for k, m in others.items() if scales(m)})
-        if "norm" not in kinds:
-            idle.append("gains='learned' finds no normalisation with gains" + among(unknown))
+        if unknown and "norm" not in kinds:
+            idle.append("gains='learned' finds no normalisation" + among(unknown))
         elif unknown:
             missed.append(f"gains='learned' gives no feedback gains to {unknown}, read as they are")
     if idle:
