@@ -451,13 +451,6 @@ def test_odd_arguments_are_refused_in_a_sentence(given, error, sentence):
         tp.attach(*(g for g in given if g is not settings), **settings)
 
 
-def test_follow_takes_one_optimizer():
-    model = build()
-    pair = [torch.optim.SGD(model.parameters(), 0.1) for _ in range(2)]
-    with pytest.raises(TypeError, match="follow takes one optimizer, got 2; call it once for each"):
-        tp.attach(model).follow(*pair)
-
-
 def test_a_state_of_something_else_is_refused():
     feedback = tp.attach(build())
     for state in ({}, build().state_dict()):

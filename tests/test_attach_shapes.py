@@ -430,7 +430,9 @@ def test_a_registered_map_is_called_by_the_name_of_its_input(settings):
 
 
 @pytest.mark.parametrize(
-    "kind", [t for kind in KINDS.values() for t in kind.types], ids=lambda kind: kind.__name__
+    "kind",
+    sorted((t for kind in KINDS.values() for t in kind.types), key=lambda kind: kind.__name__),
+    ids=lambda kind: kind.__name__,
 )
 def test_every_kind_takes_its_input_by_name(kind):
     name = list(inspect.signature(kind.forward).parameters)[1]

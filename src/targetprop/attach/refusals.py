@@ -10,7 +10,7 @@ from torch import Tensor
 def label(module: Any) -> str:
     """The module by its name in the model, where the model's handle tells it, and its class."""
     handle = module._feedback.handle and module._feedback.handle()
-    names = [name for name, own in handle.maps.items() if own is module] if handle else []
+    names = [name for name, own in handle._modules.items() if own is module] if handle else []
     return f"'{names[0]}' ({module._get_name()})" if names else module._get_name()
 
 
