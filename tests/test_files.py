@@ -1,5 +1,6 @@
 """Files that are not what they should be: one sentence, at once, whatever they are."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from PIL import Image
 
 from targetprop import data
 from targetprop.data import folder
-from targetprop.training import files
+from targetprop.training import checkpoint, files
 from targetprop.training.lock import locked
 
 
@@ -184,3 +185,24 @@ def test_images_too_large_to_decode_are_not_called_damaged(tmp_path):
     Image.new("1", (20_000, 9_500)).save(tmp_path / "big.png")
     with pytest.raises(data.DataError, match=r"too large .* scale it down"):
         folder.read_image(tmp_path / "big.png")
+
+
+@pytest.mark.parametrize(
+    ("number", "written"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)]
+)
+def test_a_file_system_that_refuses_fsync_is_written_and_a_broken_one_named(
+    number, written, tmp_path, monkeypatch
+):
+    def refuse(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    path = tmp_path / "result.json"
+    if written:
+        checkpoint.write_text(path, "{}")
+        assert path.read_text() == "{}"
+    else:
+        with pytest.raises(OSError, match="Input/output error") as error:
+            checkpoint.write_text(path, "{}")
+        assert error.value.filename == str(path)
+    assert not list(tmp_path.glob(".*"))

@@ -6,6 +6,7 @@ archive's comment.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -39,13 +40,22 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            reach_disk(file)
         os.replace(name, path)
     except BaseException as error:
         name.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def reach_disk(file: IO[bytes]) -> None:
+    """Wait until a file is on disk, where its file system can tell; a full or broken one raises."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM):
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
