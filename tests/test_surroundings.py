@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from targetprop.commands import data, main, terminal
 from targetprop.experiments import sweep
+from targetprop.training import logging
 from targetprop.training.config import ConfigError
 from targetprop.training.logging import Metrics, read_metrics
 
@@ -214,3 +215,45 @@ def test_a_run_outlives_its_terminal(tmp_path):
     os.close(terminal_of_user)
     assert process.wait(timeout=60) == 0
     assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_names_that_nobody_can_write_are_refused(capsys):
+    for name, sentence in (("b\udcff", "is no UTF-8"), ("~nosuchuser/x", "home directory")):
+        assert main.main(["train", "digits-backprop", *TINY, "--out", name]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_git_of_another_encoding_stops_nothing(tmp_path, monkeypatch):
+    git = tmp_path / "git"
+    git.write_bytes(b"#!/bin/sh\nprintf 'caf\\351\\n'\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert logging.commit().startswith("caf")
+
+
+def test_a_missing_compiler_is_one_sentence(tmp_path):
+    words = [
+        "train",
+        "digits-backprop",
+        *TINY,
+        "--compile",
+        "default",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    places = {"CXX": "/nonexistent", "CC": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "targetprop", *words],
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "finds no working C++ compiler" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_word_that_is_none_of_a_few_is_told_which_they_are(capsys):
+    assert main.main(["train", "digits-backprop", "--compile", "true"]) == 2
+    said = capsys.readouterr().err
+    assert "expected one of 'off', 'default', 'max-autotune-no-cudagraphs'." in said

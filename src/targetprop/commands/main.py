@@ -100,6 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             error
         ):
             return complain("out of memory; take a smaller data.batch_size or network.", BAD_INPUT)
+        if "InvalidCxxCompiler" in str(error):
+            return complain(
+                "torch.compile finds no working C++ compiler; install one (g++, say), name it in "
+                "CXX, or leave compile off.",
+                BAD_INPUT,
+            )
         return complain(unforeseen(error), UNFORESEEN)
     lost = terminal.unwritten()
     return complain(lost, BAD_INPUT) if lost else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
@@ -72,13 +73,16 @@ def place(name: str) -> Path:
     """The path called ``name``, in which ~ is a home.
 
     Raises:
-        ConfigError: of nobody here.
+        ConfigError: of nobody here, or in no encoding that every library writes to.
 
     """
     try:
+        name.encode()
         return Path(name).expanduser()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name!a} is no UTF-8; give a path that is.") from error
     except RuntimeError as error:
-        raise ConfigError(f"{name}: {error}; give a path.") from error
+        raise ConfigError(f"{name}: {str(error).rstrip('.')}; give a path.") from error
 
 
 WORDS = {
@@ -137,6 +141,7 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
                 )
                 for shown, words in WORDS.items():
                     expected = expected.replace(shown, words)
+                expected = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", expected)
                 raise ConfigError(
                     f"{key}={value} has the wrong type; expected {expected}."
                 ) from error

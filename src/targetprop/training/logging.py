@@ -122,7 +122,8 @@ def commit() -> str | None:
         run = lambda *words: subprocess.run(  # noqa: E731
             ["git", "-C", str(folder), *words],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=True,
             timeout=10,
         ).stdout.strip()
