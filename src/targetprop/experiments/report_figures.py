@@ -17,9 +17,6 @@ from targetprop.experiments.report_runs import Group, Run, number
 POINTS = 2000
 """Of a curve at most; with more, every k-th row is shown."""
 
-LEAST_ANGLE = 1e-3
-"""Degrees; what is smaller has the colour of this."""
-
 Figure = dict[str, Any]
 
 
@@ -82,6 +79,8 @@ def curve(runs: Sequence[Run], kind: str, key: str, scale: float = 1.0) -> Curve
 
 def lines(label: str, slot: int, found: Curve, marked: bool, unit: str) -> list[dict[str, Any]]:
     """The traces of a curve: its band of mean ± standard deviation, if any, then its line."""
+    if not found.steps:
+        return []
     name = html.escape(label)
     places = [i for i, std in enumerate(found.std) if std is not None]
     traces = []
@@ -160,100 +159,6 @@ def accuracy_figure(groups: Sequence[Group]) -> Figure:
     return {"data": data, "layout": layout("step", named, hovermode="x unified")}
 
 
-@dataclass(frozen=True)
-class Layers:
-    """A quantity per layer over training: ``values[layer][step]``, means over seeds."""
-
-    names: list[str]
-    steps: list[int]
-    values: list[list[float | None]]
-
-
-def layers(runs: Sequence[Run], key: str) -> Layers:
-    """The mean over runs of what rows hold for every layer under ``key``; None where nothing."""
-    found: dict[str, dict[int, list[float]]] = {}
-    for run in runs:
-        own: dict[tuple[str, int], float] = {}
-        for row in run.rows:
-            held = row.get(key)
-            for name, value in held.items() if isinstance(held, dict) else ():
-                if (finite := number(value)) is not None:
-                    own[name, row["step"]] = finite  # a step's last row counts
-        for (name, step), value in own.items():
-            found.setdefault(name, {}).setdefault(step, []).append(value)
-    steps = thinned(sorted({step for of_layer in found.values() for step in of_layer}))
-    values = [
-        [mean_std(at[step])[0] if step in at else None for step in steps] for at in found.values()
-    ]
-    return Layers(list(found), steps, values)
-
-
-def angle_figure(runs: Sequence[Run]) -> Figure | None:
-    """A heat map, layer × step, of the angle to the backprop gradient; None if all are nothing.
-
-    Colours go by the angle's logarithm from 0.001° to 90°, alike in all maps; ``customdata`` holds
-    the degrees themselves.
-    """
-    found = layers(runs, "angle")
-    if all(a is None or a < LEAST_ANGLE for row in found.values for a in row):
-        return None
-    shade = [
-        [None if a is None else math.log10(max(a, LEAST_ANGLE)) for a in row]
-        for row in found.values
-    ]
-    ticks = [0.001, 0.01, 0.1, 1, 10, 90]
-    trace = {
-        "type": "heatmap",
-        "x": [str(step) for step in found.steps],
-        "y": [html.escape(name) for name in found.names],
-        "z": shade,
-        "customdata": found.values,
-        "zmin": math.log10(LEAST_ANGLE),
-        "zmax": math.log10(90),
-        "colorscale": "Cividis",
-        "hovertemplate": "%{y}, step %{x}: %{customdata:.3g}°<extra></extra>",
-        "colorbar": {
-            "tickvals": [math.log10(t) for t in ticks],
-            "ticktext": [f"{t:g}°" for t in ticks],
-            "thickness": 12,
-            "outlinewidth": 0,
-        },
-        "meta": {"role": "map"},
-    }
-    made = layout("step", "layer")
-    made["xaxis"] |= {"type": "category", "nticks": 8, "tickangle": 0}
-    made["yaxis"] |= {"type": "category"}
-    return {"data": [trace], "layout": made}
-
-
-def layer_figure(runs: Sequence[Run], key: str) -> Figure | None:
-    """Lines of ``mismatch`` or ``iterations``, one a layer, over steps; None if there are none."""
-    found = layers(runs, key)
-    if not found.names:
-        return None
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines" if key == "mismatch" else "lines+markers",
-            "name": html.escape(name),
-            "legendgroup": str(i),
-            "x": found.steps,
-            "y": values,
-            "hovertemplate": "%{y:.3g}",
-            "meta": {"role": "layer", "slot": i, "depth": i / max(1, len(found.names) - 1)},
-        }
-        for i, (name, values) in enumerate(zip(found.names, found.values, strict=True))
-    ]
-    made = layout("step", "‖A_ω − A_θ‖ / ‖A_θ‖" if key == "mismatch" else "iterations in the step")
-    positive = any(v for row in found.values for v in row if v is not None and v > 0)
-    if key == "mismatch" and positive:
-        made["yaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
-    else:
-        made["yaxis"] |= {"rangemode": "tozero"}
-    made["hovermode"] = "x unified" if len(found.names) <= 8 else "closest"
-    return {"data": data, "layout": made}
-
-
 def outcome(run: Run) -> tuple[float, float, float] | None:
     """Seconds per step, seconds in all, test accuracy in % of a run; None if it has not ended."""
     if run.result is None:
@@ -282,7 +187,13 @@ def cost_figure(groups: Sequence[Group]) -> Figure | None:
                 "y": scores,
                 "text": [html.escape(f"seed {run.settings.get('seed')}") for run, _ in ended],
                 "hovertemplate": "%{text}: %{y:.2f} %, %{x:.3g} s",
-                "meta": {"role": "run", "slot": slot, "step": each, "total": total},
+                "meta": {
+                    "role": "run",
+                    "slot": slot,
+                    "step": each,
+                    "total": total,
+                    "alone": len(ended) == 1,
+                },
             }
         )
         if len(ended) > 1:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from targetprop.experiments import report_figures as figures
-from targetprop.experiments.report_figures import Figure, Layers, layers, mean_std, outcome
+from targetprop.experiments import report_layers
+from targetprop.experiments.report_figures import Figure, mean_std, outcome
+from targetprop.experiments.report_layers import layers
 from targetprop.experiments.report_runs import Group, command, gather, group, number
 from targetprop.training.checkpoint import write_atomically
 from targetprop.training.config import ConfigError
@@ -77,9 +79,9 @@ def overview(groups: Sequence[Group]) -> list[dict[str, Any]]:
                 "validation": spread(held, 2, "%"),
                 "test": spread([score for _, _, score in ended], 2, "%"),
                 "step": spread([1000 * seconds for seconds, _, _ in ended], 2, "ms"),
-                "total": spread([total for _, total, _ in ended], 1, "s"),
+                "total": spread([total for _, total, _ in ended], 2, "s"),
                 "angle": f"{mean_std(angles)[0]:.3g}°" if angles else "–",
-                "state": "finished" if not going else f"{len(going)} of {len(one.runs)} unfinished",
+                "state": f"{len(going)} unfinished" if going else "finished",
             }
         )
     return found
@@ -119,9 +121,9 @@ def drawn(groups: Sequence[Group]) -> dict[str, Figure]:
         "cost": figures.cost_figure(groups),
     }
     for slot, one in enumerate(groups):
-        found[f"angle-{slot}"] = figures.angle_figure(one.runs)
-        found[f"mismatch-{slot}"] = figures.layer_figure(one.runs, "mismatch")
-        found[f"iterations-{slot}"] = figures.layer_figure(one.runs, "iterations")
+        found[f"angle-{slot}"] = report_layers.angle_figure(one.runs)
+        found[f"mismatch-{slot}"] = report_layers.layer_figure(one.runs, "mismatch")
+        found[f"iterations-{slot}"] = report_layers.layer_figure(one.runs, "iterations")
     return {name: figure for name, figure in found.items() if figure and figure["data"]}
 
 
@@ -171,7 +173,7 @@ def page(groups: Sequence[Group], title: str, words: Sequence[str]) -> str:
         settings=settings(groups),
         headings=headings,
         environments=environments,
-        commands=[[(run, command(run)) for run in one.runs] for one in groups],
+        commands=[[command(run) for run in one.runs] for one in groups],
         again=shlex.join(["targetprop", *words]),
         data=Markup(within_script(made)),
         style=Markup(style),
@@ -184,9 +186,9 @@ def page(groups: Sequence[Group], title: str, words: Sequence[str]) -> str:
 
 
 def layer_names(one: Group) -> list[str]:
-    """The layers of a legend, in the order of their lines; none if there are too many."""
-    found: Layers = layers(one.runs, "mismatch")
-    return found.names if 1 < len(found.names) <= NAMED_LAYERS else []
+    """The layers of a legend, in the order of their colours; none if there are too many."""
+    found = report_layers.fed_back(one.runs)
+    return found if 1 < len(found) <= NAMED_LAYERS else []
 
 
 def write(names: Sequence[str], out: Path, title: str, words: Sequence[str]) -> list[Group]:

@@ -17,10 +17,11 @@
     return `rgba(${n >> 16}, ${(n >> 8) & 255}, ${n & 255}, ${alpha})`;
   };
   const plain = (text) => new DOMParser().parseFromString(text, "text/html").documentElement.textContent;
+  const written = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const ofSlot = (slot) => css(`--c${slot % 8}`);
   // from first layer to last along viridis, without its end that the paper would swallow
   const ofDepth = (depth) => {
-    const at = (dark.matches ? 0.3 + 0.7 * depth : 0.82 * depth) * (DEPTHS.length - 1);
+    const at = (dark.matches ? 0.42 + 0.58 * depth : 0.82 * depth) * (DEPTHS.length - 1);
     const i = Math.min(DEPTHS.length - 2, Math.floor(at));
     const mixed = DEPTHS[i].map((v, k) => Math.round(v + (at - i) * (DEPTHS[i + 1][k] - v)));
     return `rgb(${mixed.join(", ")})`;
@@ -38,7 +39,7 @@
     const { meta } = from;
     const made = { ...from, visible: !(hidden[name] && hidden[name].has(meta.slot)) };
     if (meta.role === "map") {
-      made.colorbar = { ...from.colorbar, tickfont: { color: css("--soft") } };
+      made.colorbar = { ...from.colorbar, tickfont: { size: 11, color: css("--soft") } };
       return made;
     }
     const colour = meta.role === "layer" ? ofDepth(meta.depth) : ofSlot(meta.slot);
@@ -46,14 +47,16 @@
     else if (meta.seconds) made.x = meta[state.x];
     if (name === "loss" && state.smooth) made.y = smoothed(from.y);
     if (meta.role === "band") made.fillcolor = clear(colour, dark.matches ? 0.24 : 0.17);
-    else if (meta.role === "run") made.marker = { color: clear(colour, 0.5), size: 8, symbol: meta.slot % 8 };
+    else if (meta.role === "run") made.marker = { color: meta.alone ? colour : clear(colour, 0.5), size: meta.alone ? 11 : 8, symbol: meta.slot % 8 };
     else if (meta.role === "mean") {
       made.marker = { color: colour, size: 13, symbol: meta.slot % 8, line: { color: css("--card"), width: 1.5 } };
       made.error_y = { ...from.error_y, color: colour, width: 5 };
     } else {
       const dash = DASHES[meta.slot % DASHES.length];
       made.line = { color: colour, width: 2.2, dash };
-      made.marker = { color: colour, size: 5 };
+      // open symbols, and larger ones below, leave what coincides visible
+      const open = { color: colour, size: Math.max(6, 12 - 2 * meta.slot), symbol: 100 + (meta.slot % 8), line: { width: 1.8, color: colour } };
+      made.marker = from.mode === "markers" ? open : { color: colour, size: 5 };
     }
     return made;
   }
@@ -61,7 +64,7 @@
   function layout(name, from) {
     const axis = (own) => ({
       ...own,
-      title: { ...own.title, font: { size: 13, color: css("--soft") } },
+      title: { ...own.title, standoff: 10, font: { size: 13, color: css("--soft") } },
       gridcolor: css("--grid"), linecolor: css("--rule"), zerolinecolor: css("--grid"),
       tickfont: { size: 12, color: css("--soft") }, automargin: true,
     });
@@ -77,6 +80,15 @@
     if (name === "loss" || name === "accuracy") {
       made.xaxis.title = { ...made.xaxis.title, text: state.x === "step" ? "step" : "seconds in steps" };
       if (state.x === "seconds") made.hovermode = "closest";
+    }
+    if (name.startsWith("angle")) {
+      const most = innerWidth < 640 ? 12 : 24;
+      const names = figures[name].data[0].y;
+      made.yaxis.tickvals = names;
+      made.yaxis.ticktext = names.map((n) => {
+        const text = plain(n).replace(/\.weight$/, "");
+        return written(text.length > most ? `…${text.slice(1 - most)}` : text);
+      });
     }
     if (name === "cost") made.xaxis.title = { ...made.xaxis.title, text: state.x === "step" ? "seconds per step" : "seconds in all steps" };
     if (name === "loss" && state.log) made.yaxis.type = "log";
