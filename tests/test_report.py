@@ -338,6 +338,22 @@ def test_without_plotly_the_extra_is_named(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "r.html").exists()
 
 
+def test_compare_and_sweep_name_the_report(tmp_path, capsys):
+    tiny = ["--network.name", "mlp", "--network.channels", "[8]", "--steps", "2"]
+    tiny += ["--data.limit", "200", "--data.validation", "0"]
+    sweep = tmp_path / "a sweep"
+    assert main.main(["sweep", "digits-ldrl", "--seeds", "2", *tiny, "--out", str(sweep)]) == 0
+    wanted = f"targetprop report '{sweep}' --out report.html"
+    assert wanted in capsys.readouterr().out.replace("\n", "")
+    runs = [str(sweep / "digits-ldrl" / f"seed-{seed}") for seed in range(2)]
+    assert main.main(["compare", *runs, "--out", str(tmp_path / "c.png")]) == 0
+    assert "targetprop report '" in capsys.readouterr().out
+    (group,) = groups_of(sweep)
+    assert (group.label, len(group.runs)) == ("digits-ldrl", 2)
+    assert report(sweep, "--out", tmp_path / "r.html") == 0
+    assert "nothing was held out" in (tmp_path / "r.html").read_text()
+
+
 @pytest.fixture
 def browser():
     driven = pytest.importorskip("playwright.sync_api", reason="no playwright")

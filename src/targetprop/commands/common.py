@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -114,6 +115,11 @@ class Stopped(Exception):
 def say(text: str) -> None:
     """Print a line whole, whatever is in it."""
     console.print(terminal.harmless(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def report_of(names: Sequence[str]) -> str:
+    """The command that shows runs in one interactive page."""
+    return shlex.join(["targetprop", "report", *names, "--out", "report.html"])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import argparse
 from rich.table import Table
 
 from targetprop.analysis import figures, tables
-from targetprop.commands.common import console, no_more, run_config, say
+from targetprop.commands.common import console, no_more, report_of, run_config, say
 from targetprop.training.config import ConfigError, place
 from targetprop.training.logging import read_metrics, read_result
 
@@ -48,3 +48,4 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
             f"{args.out} cannot be written ({error}); give another --out, ending in .png or .pdf."
         ) from error
     say(f"picture: {out}")
+    say(f"as an interactive page: {report_of(args.runs)}")

@@ -7,7 +7,15 @@ import time
 
 from rich.table import Table
 
-from targetprop.commands.common import console, data_dir, follow, overrides, say, writable
+from targetprop.commands.common import (
+    console,
+    data_dir,
+    follow,
+    overrides,
+    report_of,
+    say,
+    writable,
+)
 from targetprop.experiments import sweep
 from targetprop.training.config import place
 from targetprop.training.loop import Diverged
@@ -45,5 +53,6 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     for line in sweep.write(found, folder):
         table.add_row(*sweep.row(line))
     console.print(table)
+    say(f"as an interactive page: {report_of([args.out])}")
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the table is of the other runs.")
