@@ -420,6 +420,7 @@ def test_a_browser_shows_it(tmp_path, browser, width, scheme):
     heat.focus()
     heat.press("End")
     assert page.locator("#spoken").inner_text() == "conv_0, 36: 46.50°"
+    heat.locator(".hoverlayer", has_text="conv_0, step 36: 46.5°").wait_for()
 
     page.locator("details.data[data-for=loss] summary").click()
     assert page.locator("details.data[data-for=loss] tr").count() == 21

@@ -107,7 +107,6 @@ def layer_figure(runs: Sequence[Run], key: str) -> Figure | None:
             "x": found.steps,
             "y": values,
             "hovertemplate": "%{y:.3g}",
-            "cliponaxis": False,
             "meta": {
                 "role": "layer",
                 "slot": order.index(name),
@@ -122,6 +121,10 @@ def layer_figure(runs: Sequence[Run], key: str) -> Figure | None:
     if key == "mismatch" and positive:
         made["yaxis"] |= {"type": "log", "tickformat": ".2~e", "nticks": 6}
     else:
-        made["yaxis"] |= {"rangemode": "tozero"}
+        most = max((v for row in found.values for v in row if v is not None), default=0)
+        made["yaxis"] |= {
+            "autorangeoptions": {"include": [0]},
+            **({"dtick": 1} if most < 7 else {}),
+        }
     made["hovermode"] = "x unified" if len(found.names) <= 8 else "closest"
     return {"data": data, "layout": made}

@@ -39,7 +39,13 @@
     const { meta } = from;
     const made = { ...from, visible: !(hidden[name] && hidden[name].has(meta.slot)) };
     if (meta.role === "map") {
-      made.colorbar = { ...from.colorbar, tickfont: { size: 11, color: css("--soft") } };
+      const every = innerWidth < 640 ? 2 : 1; // room for every other label on a phone
+      made.colorbar = {
+        ...from.colorbar,
+        tickvals: from.colorbar.tickvals.filter((_, i) => i % every === 0),
+        ticktext: from.colorbar.ticktext.filter((_, i) => i % every === 0),
+        tickfont: { size: 11, color: css("--soft") },
+      };
       return made;
     }
     const colour = meta.role === "layer" ? ofDepth(meta.depth) : ofSlot(meta.slot);
@@ -75,6 +81,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, color: css("--ink"), size: 13 },
       hoverlabel: { bgcolor: css("--hover"), bordercolor: css("--rule"), font: { color: css("--ink"), size: 13 }, namelength: 30 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--link") },
       dragmode: touch.matches ? false : "zoom",
     };
     if (name === "loss" || name === "accuracy") {
@@ -95,7 +102,7 @@
     return made;
   }
 
-  const settings = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], showTips: false };
+  const settings = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
   const chart = (name) => document.getElementById(name);
 
   function draw(name) {
@@ -126,13 +133,13 @@
     if (own.data[0].meta.role === "map") {
       const map = own.data[0];
       return map.y.map((layer, row) => ({
-        curve: 0, label: plain(layer), x: map.x, y: map.customdata[row], unit: "°", at: (i) => [row, i],
+        curve: 0, label: plain(layer), x: map.x, y: map.customdata[row], unit: "°", at: (i) => ({ xval: i, yval: row }),
       }));
     }
     return own.data.map((t, curve) => ({ t, curve })).filter(({ t }) => t.meta.role !== "band")
       .map(({ t, curve }) => {
         const now = trace(name, t);
-        return { curve, label: plain(t.name), x: now.x, y: now.y, text: t.text, unit: "", shown: now.visible, at: (i) => i };
+        return { curve, label: plain(t.name), x: now.x, y: now.y, text: t.text, unit: "", shown: now.visible, at: (i) => ({ pointNumber: i }) };
       }).filter((c) => c.shown);
   }
 
@@ -151,7 +158,7 @@
     const x = curve.x[now.i], y = curve.y[now.i];
     const value = y === null ? "no value" : `${Number(y).toPrecision(4)}${curve.unit}${(curve.text || [])[now.i] || ""}`;
     spoken.textContent = `${curve.label}, ${typeof x === "number" ? Number(x.toPrecision(4)) : x}: ${value}`;
-    Plotly.Fx.hover(chart(name), [{ curveNumber: curve.curve, pointNumber: curve.at(now.i) }]);
+    Plotly.Fx.hover(chart(name), [{ curveNumber: curve.curve, ...curve.at(now.i) }]);
   }
 
   function tabulate(details) {
