@@ -22,7 +22,7 @@ from rich.progress import (
 from targetprop.analysis import figures
 from targetprop.commands import terminal
 from targetprop.ranks import Ranks
-from targetprop.training import config, launch, loop
+from targetprop.training import config, launch, loggers, loop
 from targetprop.training.config import Config, ConfigError, place
 from targetprop.training.lock import locked
 from targetprop.training.logging import read_metrics
@@ -180,15 +180,27 @@ def spread_out(p: argparse.ArgumentParser) -> None:
     )
 
 
-def follow(session: loop.Session, deadline: float = float("inf")) -> None:
-    """Run with a progress bar, then draw and print the result."""
+def logged(p: argparse.ArgumentParser) -> None:
+    """The option of a logger."""
+    p.add_argument(
+        "--logger",
+        choices=(*loggers.LOGGERS, "none"),
+        help="where metrics go too (default: where the run's have gone so far, if anywhere)",
+    )
+
+
+def follow(
+    session: loop.Session, deadline: float = float("inf"), logger: str | None = None
+) -> None:
+    """Run with a progress bar and a logger, then draw and print the result."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+    bars = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    with loggers.logging(logger, session, say) as also, bars as bar:
         label = session.config.algorithm.name
         task = bar.add_task(
             label, total=session.last_step, completed=session.progress.step, loss=float("nan")
@@ -197,7 +209,7 @@ def follow(session: loop.Session, deadline: float = float("inf")) -> None:
         def tell(session: loop.Session, loss: float) -> None:
             bar.update(task, completed=session.progress.step, loss=loss)
 
-        result = loop.run(session, tell, deadline)
+        result = loop.run(session, tell, deadline, also)
     if session.ranks.leader:
         curves = {session.folder.name: read_metrics(session.folder / "metrics.jsonl")}
         try:

@@ -8,13 +8,14 @@ from targetprop.commands.common import (
     data_dir,
     follow,
     held,
+    logged,
     overrides,
     ranks_of,
     run_config,
     say,
     spread_out,
 )
-from targetprop.training import checkpoint, runner
+from targetprop.training import checkpoint, loggers, runner
 from targetprop.training.config import place
 from targetprop.training.logging import read_result
 
@@ -28,11 +29,13 @@ def add(p: argparse.ArgumentParser) -> None:
         help="from the newest valid checkpoint in the folder or the runs below it",
     )
     p.add_argument("--data-dir", help="where data sets lie")
+    logged(p)
     spread_out(p)
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Go on with a run."""
+    loggers.demand(args.logger)
     path, refused = place(args.run) / "last.pt", []
     if args.auto:
         path, refused = checkpoint.newest_valid(place(args.run))
@@ -47,4 +50,4 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         if session.progress.step >= session.last_step and read_result(folder):
             say(f"{folder} is finished.")
             return
-        follow(session)
+        follow(session, logger=args.logger)

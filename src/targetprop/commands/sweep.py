@@ -16,7 +16,9 @@ from targetprop.commands.common import (
     say,
     writable,
 )
+from targetprop.commands.common import console, data_dir, follow, logged, overrides, say, writable
 from targetprop.experiments import sweep
+from targetprop.training import loggers
 from targetprop.training.config import place
 from targetprop.training.loop import Diverged
 
@@ -32,10 +34,12 @@ def add(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--out", default="sweep", help="the folder of the runs, sweep.json and sweep.md")
     p.add_argument("--data-dir", help="where data sets lie")
+    logged(p)
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Train presets over several seeds, or go on with that; then print and write the table."""
+    loggers.demand(args.logger)
     deadline = time.monotonic() + 60 * args.minutes
     found = sweep.cells(
         args.presets, args.seeds, [*overrides(words), *data_dir(args)], place(args.out)
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     folder = writable(args.out)
     diverged = []
     for cell in found:
-        why = sweep.run_cell(cell, lambda session: follow(session, deadline))
+        why = sweep.run_cell(cell, lambda session: follow(session, deadline, args.logger))
         if why:
             diverged.append(str(cell.folder))
             say(why)

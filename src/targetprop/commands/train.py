@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from targetprop.commands.common import data_dir, follow, held, overrides, ranks_of, spread_out
-from targetprop.training import config, runner
+from targetprop.commands.common import (
+    data_dir,
+    follow,
+    held,
+    logged,
+    overrides,
+    ranks_of,
+    spread_out,
+)
+from targetprop.training import config, loggers, runner
 from targetprop.training.config import place
 
 
@@ -15,13 +23,15 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("preset", help="a preset's name or a YAML file")
     p.add_argument("--out", help="the run's folder (default runs/PRESET)")
     p.add_argument("--data-dir", help="where data sets lie")
+    logged(p)
     spread_out(p)
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Start a run."""
+    loggers.demand(args.logger)
     chosen = config.load(args.preset, [*overrides(words), *data_dir(args)])
     folder = place(args.out or str(Path("runs") / Path(args.preset).stem))
     runner.refuse_used(folder)
     with ranks_of(args) as ranks, held(folder, ranks):
-        follow(runner.start(chosen, folder, ranks))
+        follow(runner.start(chosen, folder, ranks), logger=args.logger)

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+
+def numbers(row: Row) -> Iterator[tuple[str, float]]:
+    """(kind/key or kind/key/name, number) of all that a row holds beside its step."""
+    for key, value in row.items():
+        for name, number in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(number, (int, float)) and key != "step":
+                yield f"{row['kind']}/{key}/{name}".rstrip("/"), number
 
 
 class Curves:
@@ -42,11 +50,9 @@ class Curves:
             if self._origin is None:
                 self._origin = time.time() - seconds
             self._moment = self._origin + seconds
-        for key, value in row.items():
-            for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-                if isinstance(number, (int, float)) and key not in ("step", "seconds"):
-                    curve = f"{row['kind']}/{key}/{name}".rstrip("/")
-                    self._writer.add_scalar(curve, number, row["step"], walltime=self._moment)
+        for curve, number in numbers(row):
+            if curve != f"{row['kind']}/seconds":
+                self._writer.add_scalar(curve, number, row["step"], walltime=self._moment)
 
     def add(self, row: Row) -> None:
         """Draw a row that ``rows()`` gives from now on."""

@@ -8,6 +8,7 @@ reader, and its logits compared with those of the run's network before it is put
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import io
 import json
@@ -229,19 +230,17 @@ def any_number() -> tuple[dict[int, Any]]:
 
 def safetensors(export: Export) -> Written:
     """The ``state_dict``, tied weights once per name; read into a network made anew."""
-    from safetensors.torch import load, save
-
+    library: Any = importlib.import_module("safetensors.torch")
     own = {name: t.detach().clone().contiguous() for name, t in export.net.state_dict().items()}
-    content = save(own, export.record)
+    content = library.save(own, export.record)
     again = export.make()
-    again.load_state_dict(load(content))
+    again.load_state_dict(library.load(content))
     return content, again
 
 
 def onnx(export: Export) -> Written:
     """An ONNX graph from ``images`` to ``logits``; read by onnxruntime."""
-    import onnxruntime
-
+    runtime: Any = importlib.import_module("onnxruntime")
     program: Any = torch.onnx.export(
         export.net,
         (export.images[:3],),
@@ -253,7 +252,7 @@ def onnx(export: Export) -> Written:
     )
     program.model.metadata_props.update(export.record)
     content = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def read(images: Tensor) -> Tensor:
         answer: Any = session.run(["logits"], {"images": images.numpy()})

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,7 +17,7 @@ import torch
 import targetprop
 from targetprop.training import files
 from targetprop.training.checkpoint import write_atomically
-from targetprop.training.curves import Curves
+from targetprop.training.curves import Curves, Row
 from targetprop.training.files import FileError
 
 
@@ -62,9 +63,15 @@ class Metrics:
     Opened at a step, it first drops the rows of later steps, which a resumed run computes anew.
     """
 
-    def __init__(self, folder: Path | None, step: int = 0):
-        """Open the metrics of a run folder at ``step``; without a folder nothing is written."""
+    def __init__(
+        self, folder: Path | None, step: int = 0, also: Callable[[Row], None] = lambda row: None
+    ):
+        """Open the metrics of a run folder at ``step``; without a folder nothing is written.
+
+        ``also`` is given every row too, those that are there already first.
+        """
         self._file: Any = None
+        self._also = also
         if folder is None:
             return
         path = folder / "metrics.jsonl"
@@ -73,6 +80,8 @@ class Metrics:
         write_atomically(path, lambda file: file.writelines(kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
         self._curves = Curves(folder / "tensorboard", lambda: read_metrics(path))
+        for row in read_metrics(path):
+            also(row)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One row; nested dictionaries of numbers become one curve per entry."""
@@ -82,6 +91,7 @@ class Metrics:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         self._curves.add(row)
+        self._also(row)
 
     def close(self) -> None:
         """Flush both."""

@@ -14,6 +14,7 @@ from targetprop.algorithms import Report
 from targetprop.data import Batches
 from targetprop.laboratory.pairing import Network
 from targetprop.training import checkpoint
+from targetprop.training.curves import Row
 from targetprop.training.evaluate import accuracy, first_nonfinite, measure
 from targetprop.training.logging import Metrics, as_json
 from targetprop.training.session import Session, load_weights
@@ -36,7 +37,10 @@ Tell = Callable[[Session, float], None]
 
 
 def run(
-    session: Session, tell: Tell = lambda session, loss: None, deadline: float = float("inf")
+    session: Session,
+    tell: Tell = lambda session, loss: None,
+    deadline: float = float("inf"),
+    also: Callable[[Row], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Train until the last step, evaluating after each epoch; then test the selected weights once.
 
@@ -44,6 +48,7 @@ def run(
         session: a run at any point of its progress.
         tell: called after every step, to show progress.
         deadline: time.monotonic() at which to stop as if asked to.
+        also: given every row of the metrics too.
 
     Returns:
         the result, also written to ``result.json``.
@@ -53,7 +58,8 @@ def run(
         Interrupted: SIGINT or SIGTERM came, or the deadline passed; the step is finished and saved.
 
     """
-    metrics = Metrics(session.folder if session.ranks.leader else None, session.progress.step)
+    folder = session.folder if session.ranks.leader else None
+    metrics = Metrics(folder, session.progress.step, also)
     try:
         with stop_requests() as stop:
             while session.progress.step < session.last_step:

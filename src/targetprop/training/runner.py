@@ -14,6 +14,7 @@ from targetprop.training.build import set_up
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import Config, ConfigError, flat
 from targetprop.training.device import weight_dtype
+from targetprop.training.loggers import LEDGER
 from targetprop.training.logging import as_json, environment
 from targetprop.training.loop import run, save
 from targetprop.training.session import Session
@@ -45,6 +46,7 @@ def start(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_config(config, folder)
+            (folder / LEDGER).unlink(missing_ok=True)  # of a run that is gone
         except OSError as error:
             raise ConfigError(
                 f"{folder} cannot be written ({error.strerror}); give another --out."
