@@ -161,5 +161,5 @@ class DDTPLinear(Algorithm):
         self.directs = {name: q.to(device, copy=True) for name, q in state["directs"].items()}
         self.memory = {name: Memory() for name in state["memory"]}
         for name, memory in self.memory.items():
-            memory.load_state_dict(state["memory"][name], self.directs[name].numel(), device)
+            memory.load_state_dict(state["memory"][name], {self.directs[name].numel()}, device)
         self._generator.set_state(state["generator"].cpu())

@@ -120,7 +120,7 @@ class Local(Algorithm):
         """Restore both."""
         device = next(self.net.parameters()).device
         for name, memory in self.feedback_state.items():
-            size = self._trained[name].omega.numel()
-            memory.load_state_dict(state["feedback"][name], size, device)
+            sizes = {p.numel() for p in self._trained[name].parameters()}
+            memory.load_state_dict(state["feedback"][name], sizes, device)
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())

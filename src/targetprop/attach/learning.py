@@ -205,7 +205,7 @@ class Learning:
             raise ValueError(f"this feedback state is of {state['steps']} steps, no such number.")
         for site in sites:
             size = site.layout.of(site.omega).numel()
-            self.memory[site.name].load_state_dict(state["maps"][site.name], size)
+            self.memory[site.name].load_state_dict(state["maps"][site.name], {size})
         self.steps, self._unchecked = state["steps"], set()
 
 

@@ -11,12 +11,12 @@ from targetprop.commands.common import (
     console,
     data_dir,
     follow,
+    logged,
     overrides,
     report_of,
     say,
     writable,
 )
-from targetprop.commands.common import console, data_dir, follow, logged, overrides, say, writable
 from targetprop.experiments import sweep
 from targetprop.training import loggers
 from targetprop.training.config import place

@@ -125,7 +125,7 @@ def train_layer(
     if path.exists():
         kept = checkpoint.load(path)
         layer.omega.copy_(kept["omega"])
-        memory.load_state_dict(kept["memory"], layer.omega.numel())
+        memory.load_state_dict(kept["memory"], {layer.omega.numel()})
         done = kept["done"]
         generator.set_state(kept["generator"])
     while done < iterations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,9 +61,9 @@ class Memory:
         }
 
     def load_state_dict(
-        self, state: dict[str, Any], size: int, device: torch.device | None = None
+        self, state: dict[str, Any], sizes: Container[int], device: torch.device | None = None
     ) -> None:
-        """Restore what :meth:`state_dict` gave; ω has ``size`` numbers, as each tensor has.
+        """Restore what :meth:`state_dict` gave; every tensor is as large as some weights.
 
         Raises:
             ValueError: it cannot have been that.
@@ -75,7 +76,7 @@ class Memory:
             raise ValueError(f"{counts} and {state['mismatch']} are no counts and no mismatch")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise ValueError("a solver's tensor is not finite")
-        if odd := [tuple(tensor.shape) for tensor in tensors if tensor.numel() != size]:
-            raise ValueError(f"a solver's tensor of {odd[0]} is none of {size} feedback weights")
+        if odd := [tuple(tensor.shape) for tensor in tensors if tensor.numel() not in sizes]:
+            raise ValueError(f"a solver's tensor of {odd[0]} belongs to no weights of the layer")
         vars(self).update({name: state[name] for name in vars(self)})
         self.tensors = {k: v.to(device or v.device, copy=True) for k, v in state["tensors"].items()}
