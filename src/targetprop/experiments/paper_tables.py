@@ -23,6 +23,8 @@ from targetprop.experiments.cells import (
     write_csv,
     write_markdown,
 )
+from targetprop.experiments.space import settled
+from targetprop.experiments.trials import RATE, best_rate
 from targetprop.training import config, loop, runner
 from targetprop.training.logging import read_metrics
 
@@ -207,16 +209,11 @@ def reproduce(contents: Contents, name: str, place: Place) -> None:
             for column in labels:
                 plan, where = plans[data_name, column], f"{data_name}/{slug(column)}"
                 if scale.grid and column != PAPERS:
-                    plan = with_rate(plan, best_rate(place, where, plan, scale.grid))
+                    plan = settled(plan, {RATE: best_rate(place, where, plan, scale.grid)})
                 found = train(place, f"{where}/seed-{seed}", dataclasses.replace(plan, seed=seed))
                 found = {**found, "lr": plan.optimizer.lr}
                 results.setdefault((data_name, column), []).append(found)
             write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
-
-
-def with_rate(run: config.Config, rate: float) -> config.Config:
-    """The configuration with another learning rate."""
-    return dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, lr=rate))
 
 
 def train(place: Place, where: str, run: config.Config) -> Result:
@@ -230,12 +227,6 @@ def train(place: Place, where: str, run: config.Config) -> Result:
         return {**result, **angle_summary(read_metrics(folder / "run" / "metrics.jsonl"))}
 
     return cell(place, where, run_settings(run), compute)
-
-
-def best_rate(place: Place, where: str, plan: config.Config, grid: Sequence[float]) -> float:
-    """The learning rate of the grid with the best validation accuracy; a diverged run has none."""
-    found = {rate: train(place, f"{where}/lr-{rate:g}", with_rate(plan, rate)) for rate in grid}
-    return max(grid, key=lambda rate: found[rate].get("validation_accuracy", -1.0))
 
 
 def write(contents: Contents, name: str, place: Place, results: Results, seeds: Sequence[int]):

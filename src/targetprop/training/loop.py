@@ -34,6 +34,8 @@ class Interrupted(Exception):
 
 
 Tell = Callable[[Session, float], None]
+Judge = Callable[[Session, float], None]
+End = Callable[[Session, Metrics], dict[str, Any]]
 
 
 def run(
@@ -41,6 +43,8 @@ def run(
     tell: Tell = lambda session, loss: None,
     deadline: float = float("inf"),
     also: Callable[[Row], None] = lambda row: None,
+    judge: Judge = lambda session, accuracy: None,
+    end: End | None = None,
 ) -> dict[str, Any]:
     """Train until the last step, evaluating after each epoch; then test the selected weights once.
 
@@ -49,9 +53,11 @@ def run(
         tell: called after every step, to show progress.
         deadline: time.monotonic() at which to stop as if asked to.
         also: given every row of the metrics too.
+        judge: called with the validation accuracy of every epoch; what it raises ends the run.
+        end: what makes the result after the last step; default ``finish``, which tests.
 
     Returns:
-        the result, also written to ``result.json``.
+        the result, as ``finish`` writes it to ``result.json`` too.
 
     Raises:
         Diverged: loss or weights are not finite.
@@ -65,10 +71,12 @@ def run(
             while session.progress.step < session.last_step:
                 train_epoch(session, metrics, stop, tell, deadline)
                 if session.progress.batch == len(session.train):
-                    finish_epoch(session, metrics)
+                    scores = finish_epoch(session, metrics)
+                    if scores:
+                        judge(session, scores["accuracy"])
                 else:  # stopped within an epoch, which a longer run goes on with
                     save(session)
-        return finish(session, metrics)
+        return (end or finish)(session, metrics)
     finally:
         metrics.close()
 
@@ -153,9 +161,9 @@ def log_step(
     metrics.write("train", session.progress.step, **values)
 
 
-def finish_epoch(session: Session, metrics: Metrics) -> None:
-    """Validate, tick the schedule, save."""
-    progress = session.progress
+def finish_epoch(session: Session, metrics: Metrics) -> dict[str, float]:
+    """Validate, tick the schedule, save; returns the scores, none where nothing is held out."""
+    progress, scores = session.progress, {}
     best = False
     if session.validation is not None:
         scores = validate(session, session.validation, metrics)
@@ -166,6 +174,15 @@ def finish_epoch(session: Session, metrics: Metrics) -> None:
     progress.epoch += 1
     progress.batch = 0
     save(session, best)
+    return scores
+
+
+def best_validated(session: Session, metrics: Metrics, held_out: Batches) -> float:
+    """The best validation accuracy; weights of an epoch that has not ended count, too."""
+    best = session.progress.best
+    if session.progress.batch:
+        best = max(best, validate(session, held_out, metrics)["accuracy"])
+    return best
 
 
 def validate(session: Session, held_out: Batches, metrics: Metrics) -> dict[str, float]:
@@ -184,9 +201,8 @@ def finish(session: Session, metrics: Metrics) -> dict[str, Any]:
     best = progress.best
     if session.validation is not None:
         session.ranks.world.wait()  # until best.pt is written
-        if progress.batch:  # an epoch that has not ended: its weights count, its best.pt does not
-            best = max(best, validate(session, session.validation, metrics)["accuracy"])
-        if best > progress.best:
+        best = best_validated(session, metrics, session.validation)
+        if best > progress.best:  # of an epoch that has not ended: it has no best.pt
             state = session.state()  # by all ranks
             if session.ranks.leader and not path.exists():
                 checkpoint.save(path, state)

@@ -58,10 +58,10 @@ def start(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     return session
 
 
-def write_config(config: Config, folder: Path) -> None:
-    """Keep a run's configuration beside it."""
+def write_config(config: Config, folder: Path, name: str = "config.yaml") -> None:
+    """Keep a configuration in a folder, by default that of its run."""
     settings = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    checkpoint.write_text(folder / "config.yaml", settings)
+    checkpoint.write_text(folder / name, settings)
 
 
 def refuse_used(folder: Path) -> None:
