@@ -27,6 +27,7 @@ from targetprop.commands import (
     sweep,
     terminal,
     train,
+    tune,
 )
 from targetprop.commands.common import Stopped
 from targetprop.data import DataError
@@ -41,6 +42,7 @@ COMMANDS = {
     "train": train,
     "resume": resume,
     "sweep": sweep,
+    "tune": tune,
     "reproduce": reproduce,
     "evaluate": evaluate,
     "export": export,

@@ -1,0 +1,99 @@
+"""Search for the best settings by validation accuracy; run it again, or twice, to go on."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from targetprop.commands.common import console, data_dir, overrides, say, writable
+from targetprop.experiments import space as spaces
+from targetprop.experiments import study_file, trials
+from targetprop.experiments.default_space import default_space
+from targetprop.experiments.study_plan import Plan
+from targetprop.training import config
+from targetprop.training.config import ConfigError, place
+from targetprop.training.loop import Diverged
+
+
+def add(p: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    p.add_argument("preset", help="a preset or a YAML file; its seed is the sampler's too")
+    p.add_argument("--trials", type=int, default=20, help="how many, earlier ones among them")
+    p.add_argument(
+        "--storage",
+        default="sqlite:///study.db",
+        metavar="sqlite:///FILE",
+        help="the study, which several processes may work on",
+    )
+    p.add_argument(
+        "--space",
+        metavar="YAML",
+        help="keys with {low: A, high: B, log: true} or {choices: [A, B]}; default: rates, "
+        "weight decay and beta around the preset's",
+    )
+    p.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe")
+    p.add_argument("--no-prune", action="store_true", help="train every trial to its end")
+    p.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop and save after so many minutes"
+    )
+    p.add_argument("--out", help="the folder of trials and results (default beside the study)")
+    p.add_argument("--data-dir", help="where data sets lie")
+
+
+def optional() -> tuple[Any, Any]:
+    """The modules that need Optuna.
+
+    Raises:
+        ConfigError: it is not installed.
+
+    """
+    try:
+        from targetprop.experiments import tune, tune_report
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("targetprop"):
+            raise
+        raise ConfigError(
+            f"tune needs {error.name}, which is not installed; pip install 'targetprop[tune]'."
+        ) from error
+    return tune, tune_report
+
+
+def run(args: argparse.Namespace, words: list[str]) -> None:
+    """Try settings, or go on with that; then write the best configuration and the table."""
+    deadline = time.monotonic() + 60 * args.minutes
+    if args.trials < 1:
+        raise ConfigError(f"--trials {args.trials} is out of range; expected at least 1.")
+    base = config.load(args.preset, [*overrides(words), *data_dir(args)])
+    trials.demand_validation(base)
+    name = args.space or "the default space"
+    space = spaces.read(place(args.space)) if args.space else default_space(base)
+    spaces.check(space, base, name)
+    tune, tune_report = optional()
+    path = study_file.database(args.storage)
+    folder = place(args.out) if args.out else Path(path).with_suffix("")
+    if folder == path:
+        raise ConfigError(f"{folder} is the study itself; give the folder of its trials by --out.")
+    plan = Plan(args.preset, base, space, args.sampler, not args.no_prune, folder)
+    study = tune.Study(plan, args.storage, say)
+    writable(str(folder))
+    try:
+        study.work(args.trials, deadline)
+    finally:
+        best = tune_report.write(study)
+    table = Table(*tune_report.headings(study))
+    for trial in tune_report.best_first(study):
+        table.add_row(*tune_report.row(study, trial))
+    console.print(table)
+    running = sum(1 for trial in study.trials() if trial.state.name == "RUNNING")
+    if running:
+        say(f"{running} run in other processes, which write the results anew when they are done.")
+    if best is None:
+        raise Diverged(f"no trial came to its end; {folder / 'trials.md'} says why.")
+    say(
+        f"trial {best.user_attrs['trial']} is the best: validation accuracy "
+        f"{100 * (best.value or 0):.2f} %; targetprop train {folder / 'best.yaml'}"
+    )
