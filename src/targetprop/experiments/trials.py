@@ -10,7 +10,8 @@ from typing import Any
 from targetprop.experiments.cells import Place, cell, run_settings
 from targetprop.experiments.space import grid as points
 from targetprop.experiments.space import parse, settled
-from targetprop.training import loop, runner
+from targetprop.experiments.sweep import differences
+from targetprop.training import config, loop, runner
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.logging import Metrics, is_before, read_metrics
 from targetprop.training.session import Session
@@ -53,12 +54,17 @@ def trial(
         steps, seconds per step and the best validation accuracy.
 
     Raises:
-        ConfigError: nothing is held out.
+        ConfigError: nothing is held out, or the folder holds a run with other settings.
         Diverged: loss or weights are not finite.
         Interrupted: SIGINT or SIGTERM came, or the deadline passed; the state is saved.
 
     """
     demand_validation(run)
+    path = folder / "config.yaml"
+    if path.exists() and (other := differences(config.load(str(path)), run)):
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({other}); give another --out."
+        )
     session = runner.take_up(run, folder)
     if session.validation is None:
         raise ConfigError(

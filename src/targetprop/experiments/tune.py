@@ -60,11 +60,16 @@ class Study:
         """
         trials.demand_validation(plan.base)
         self.plan, self.say, self.path = plan, say, database(url)
-        points = spaces.grid(plan.space, "the space") if plan.sampler == "grid" else []
+        grid = spaces.grid(plan.space, "the space") if plan.sampler == "grid" else []
+        points = [{key: plain(value) for key, value in point.items()} for point in grid]
         self.most = len(points) or None
         self.sampler = InTurn(plan.sampler, plan.base.seed, points)
         self.distributions = {key: distribution(one) for key, one in plan.space.items()}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        if not self.path.exists() and any(plan.folder.glob("trial-*")):
+            raise ConfigError(
+                f"{plan.folder} holds trials of a study other than {self.path}; give another --out."
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with turn(self.path):
             self.study = self.opened()
