@@ -154,6 +154,8 @@ def test_every_preset_has_a_space_of_its_own(name):
     assert made["optimizer.lr"].ends == [base.optimizer.lr / 10, base.optimizer.lr * 10]
     space.check(made, base, "the default space")
     assert len(space.grid(made, "the default space")) >= 15
+    paired = base.network.name in ("lenet", "simple_vgg")
+    assert ("algorithm.beta" in made) == (paired and base.algorithm.name == "ldrl")
     again = space.parse({key: one.record() for key, one in made.items()}, "s")
     assert again == made
 
@@ -246,7 +248,7 @@ def test_trials_worse_than_the_median_are_pruned(here, monkeypatch):
     assert tune("--space", "range.yaml", "--sampler", "random", trials=5, epochs=3) == 0
     last = next(trial for trial in found()["trials"] if trial["trial"] == 4)
     assert last["state"] == "pruned"
-    assert last["validation_by_epoch"] == [0.1]
+    assert last["validation_by_epoch"] == [0.1, 0.1]  # never after the first epoch
 
 
 def begin(*more, **kwargs):

@@ -26,7 +26,9 @@ def default_space(base: Config) -> Space:
         around(decay, 3) if decay else Choices((0.0, 1e-5, 1e-4, 1e-3))
     )
     if "beta" in taken and base.network.name in NETWORKS:  # elsewhere it vanishes
-        beta = base.algorithm.beta or inspect.signature(kind.__init__).parameters["beta"].default
+        signed = inspect.signature(kind.__init__).parameters.get("beta")
+        own = (signed and signed.default) or getattr(kind, "default_beta", None)
+        beta = base.algorithm.beta or own
         if isinstance(beta, float):
             found["algorithm.beta"] = around(beta, 3, 1.0)
     rate = getattr(getattr(base, solver, None), "lr", None) if solver else None

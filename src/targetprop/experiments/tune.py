@@ -79,7 +79,7 @@ class Study:
         pruner = optuna.pruners.NopPruner()
         if self.plan.prune:
             pruner = optuna.pruners.MedianPruner(
-                n_startup_trials=4, n_warmup_steps=self.plan.base.epochs // 5
+                n_startup_trials=4, n_warmup_steps=max(1, self.plan.base.epochs // 5)
             )
         try:
             patient = {"connect_args": {"timeout": 60}}
