@@ -168,7 +168,9 @@ def test_direct_feedback_lets_one_write_into_what_a_map_makes(after):
 def test_direct_feedback_names_a_map_that_comes_to_send_a_signal():
     model = dense(nn.ReLU())
     tp.attach(model, normal(5, 4).detach(), **DIRECT)
-    with pytest.raises(RuntimeError, match=r"Linear has no feedback weights, because its input"):
+    with pytest.raises(
+        RuntimeError, match=r"'0' \(Linear\) has no feedback weights, because its input"
+    ):
         model(normal(5, 4))
 
 

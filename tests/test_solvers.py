@@ -297,3 +297,9 @@ def test_probes_wait_longer_only_where_the_mismatch_is_far_under_tolerance():
         memory.after(mismatch, 1.0, 3, 10)
         waits.append(memory.wait)
     assert waits == [3, 6, 10, 10, 10, 10, 1, 2]
+
+
+def test_a_setting_that_holds_another_thing_than_numbers_is_refused():
+    for value in ({}, [{}], [[1]]):
+        with pytest.raises(ValueError, match="which is no number"):
+            tp.feedback.CorrelationSolver(first_iterations=value)

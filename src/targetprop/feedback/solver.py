@@ -35,6 +35,8 @@ def check_range(owner: str, name: str, value: Any) -> None:
     for number in value if isinstance(value, (list, tuple)) else (value,):
         if isinstance(number, (bool, str)) or number is None:
             continue
+        if isinstance(number, (dict, list, tuple)):
+            raise ValueError(f"{owner}: {name}={value} holds {number}, which is no number.")
         if name in COUNTS:
             fine, expected = number >= 1 and number == int(number), "a whole number from 1 on"
         elif name in ("momentum", "decay"):
