@@ -177,7 +177,7 @@ class Feedback:
             ``optimizer``, for ``configure_optimizers`` to return ``feedback.follow(optimizer)``.
 
         Raises:
-            TypeError: it is no torch optimizer, or several.
+            TypeError: it is no torch optimizer.
             ValueError: it trains no parameter of the attached maps.
 
         """

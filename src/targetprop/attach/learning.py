@@ -76,7 +76,9 @@ class Learning:
     def admit(self, sites: Sequence[Site]) -> None:
         """Begin to remember maps that have an ω of their own only now."""
         for site in sites:
-            self.memory.setdefault(site.name, Memory())
+            if site.name not in self.memory:
+                self.memory[site.name] = Memory()
+                self._shapes[site.name] = tuple(site.layout.of(site.omega).shape)
 
     def spread(self, sites: Sequence[Site]) -> None:
         """As an optimizer is followed: check all once; before the first step, take turns."""
