@@ -90,6 +90,11 @@ def test_untied_weights_get_an_omega_each(how, x):
     train(model, optimizer, 3, x)
     assert model[4].feedback_weight is not model[2].feedback_weight
     assert set(feedback.mismatch()) == {"2", "4"}
+    feedback.load_state_dict(feedback.state_dict())
+    state = feedback.state_dict()
+    state["shapes"]["4"] = (1, 1)
+    with pytest.raises(ValueError, match="4"):
+        feedback.load_state_dict(state)
     assert max(feedback.mismatch().values()) < 1e-5
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NEVER = 2**62
-"""Steps to wait where nothing is to be learned any more."""
+LARGEST = 2**62
+"""What no count of steps or probes exceeds."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Memory:
         """
         counts = [state[name] for name in ("probes", "wait", "interval")]
         tensors = list(state["tensors"].values())
-        fine = all(type(n) is int and abs(n) <= NEVER for n in counts) and state["probes"] >= 0
+        fine = all(type(n) is int and abs(n) <= LARGEST for n in counts) and state["probes"] >= 0
         if not fine or type(state["mismatch"]) is not float or math.isnan(state["mismatch"]):
             raise ValueError(f"{counts} and {state['mismatch']} are no counts and no mismatch")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
