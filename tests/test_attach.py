@@ -239,8 +239,10 @@ def test_the_table_names_maps_as_the_user_does():
     lines = repr(feedback).splitlines()
     assert lines[0].split() == ["map", "θ", "rule", "ω", "mismatch"]
     assert lines[1].startswith("2    2×8  ldrl  probed")
-    feedback.follow(torch.optim.SGD(model.parameters(), 0.1))
+    optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 0.1))
     assert repr(feedback).splitlines()[1].startswith("2    2×8  ldrl  tracked, probed")
+    del optimizer
+    assert repr(feedback).splitlines()[1].startswith("2    2×8  ldrl  probed")
 
 
 def test_only_and_skip_choose_by_name():

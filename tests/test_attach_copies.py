@@ -1,6 +1,7 @@
 """What attach must keep through copies, checkpoints, late optimizers, odd ways to run a model."""
 
 import copy
+import gc
 import pickle
 import warnings
 
@@ -274,6 +275,7 @@ def test_the_feedback_of_a_model_made_on_meta_is_drawn_when_it_is_there():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     tp.attach(model, rule="feedback_alignment", seed=3)
+    gc.collect()  # nobody kept the handle
     model.to_empty(device="cpu")
     for layer in (model[0], model[2]):
         layer.reset_parameters()

@@ -24,7 +24,7 @@ def cite(algo: Any) -> str:
         '@inproceedings{ernoult2022,'
 
     """
-    keys = algo.papers
+    keys = getattr(algo, "papers", None) or algo.rule.papers
     if getattr(algo.solver, "tracking", False):
         keys += ("akrout2019",)
     known = entries()

@@ -33,9 +33,11 @@ class LayerAlignment:
     Attributes:
         update_angle: between the algorithm's update of θ and the backprop gradient, degrees.
         update_distance: ‖∇_BP − ∇‖/‖∇_BP‖.
-        weight_angle: between ω and θᵀ, degrees.
-        weight_distance: ‖θ − ωᵀ‖/‖θ‖.
-        mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F; of attached maps ‖ω − θ‖_F/‖θ‖_F, the largest of one θ.
+        weight_angle: between ω and θᵀ, degrees; of attached maps between θ and B, what their rule
+            sends through, which is ω for most.
+        weight_distance: ‖θ − ωᵀ‖/‖θ‖, or ‖θ − B‖/‖θ‖.
+        mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F; of attached maps ``Feedback.mismatch``, the largest of
+            one θ.
         update_size: ‖∇‖/‖∇_BP‖.
 
     """
@@ -57,7 +59,7 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
 
 
 def distance(reference: Tensor, other: Tensor) -> Tensor:
-    """‖reference − other‖/‖reference‖."""
+    """‖reference − other‖/‖reference‖; infinite, or nan where both are 0, for a reference of 0."""
     return (reference - other).norm() / reference.norm()
 
 
@@ -65,7 +67,7 @@ def distance(reference: Tensor, other: Tensor) -> Tensor:
 def jacobian_mismatch(
     layer: Layer, trace: Trace, probes: int = 4, generator: Generator | None = None
 ) -> float:
-    """‖J_G − J_Fᵀ‖_F/‖J_F‖_F of a layer, averaged over the batch, by probes of its output.
+    """‖J_G − J_Fᵀ‖_F/‖J_F‖_F of a layer, the norms over the whole batch, by probes of its output.
 
     For white η, E‖(J_G − J_Fᵀ)η‖² is the squared Frobenius norm, so no Jacobian is formed. J_G η is
     the forward-mode derivative of the feedback actually used, mirror or matched, at s; J_Fᵀη is the
@@ -96,9 +98,11 @@ def jacobian_mismatch(
 def restored(net: Network, algo: Algorithm) -> Iterator[None]:
     """Put weights, gradients and the algorithm's memory back as they were."""
     weights = {name: value.clone() for name, value in net.state_dict().items()}
-    gradients = [(p, p.grad) for p in net.parameters()]
+    loss = algo.loss.parameters() if isinstance(algo.loss, nn.Module) else ()
+    gradients = [(p, p.grad) for p in (*net.parameters(), *loss)]
     memory = copy.deepcopy(algo.state_dict())
-    net.zero_grad(set_to_none=True)
+    for parameter, _ in gradients:
+        parameter.grad = None
     try:
         yield
     finally:
@@ -260,7 +264,8 @@ def attached_alignment(
             result[name] = LayerAlignment(*pairs[i], update_size=relative)
             continue
         theta, omega = parameter.detach(), maps[0].omega.detach()
-        weights = angle(theta, omega).item(), distance(theta, omega).item()
+        sent = indirect.rule.sent(theta, omega) if indirect else omega
+        weights = angle(theta, sent).item(), distance(theta, sent).item()
         worst = max(found[site.name] for site in maps)
         result[name] = LayerAlignment(*pairs[i], *weights, worst, relative)
     return result

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from targetprop.attach.kinds import REFUSED, kind_of
 from targetprop.attach.link import Attached, Link
-from targetprop.attach.modules import refuse_other
+from targetprop.attach.registered import refuse_other
 from targetprop.attach.watch import Watch, tensors_in
 
 
@@ -138,8 +138,10 @@ class FirstPass:
 
     def stepped(self, weights: Iterable[Tensor | None]) -> None:
         """A step was made; with gradients but no eager forward, other products are unseen."""
-        if self.seen or not any(
-            weight is not None and weight.grad is not None for weight in weights
+        if (
+            self.done
+            or self.seen
+            or not any(weight is not None and weight.grad is not None for weight in weights)
         ):
             return
         self.remove()

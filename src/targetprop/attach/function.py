@@ -82,7 +82,7 @@ def note_second_order(omega: Tensor) -> None:
 
 def rows(x: Tensor) -> Tensor:
     """x as a matrix of (positions, features); -1 would not tell the size of an empty one."""
-    return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 class _Linear(Function):

@@ -9,10 +9,46 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from targetprop.attach.install import is_paired, look, sites_of, unfed
 from targetprop.attach.kinds import KINDS
+from targetprop.attach.link import Attached, Link
 from targetprop.attach.sites import Site
 from targetprop.rules import Rule
 from targetprop.seeds import mixed
+
+
+def plant(
+    model: nn.Module,
+    link: Link,
+    modules: dict[str, Attached],
+    example_inputs: Sequence[Any],
+    left_out: Sequence[str],
+    strict: bool,
+    adopting: bool,
+    seed: int,
+) -> tuple[list[Site], Any]:
+    """(the maps that send a signal back, each with its ω; the last module that examples reached).
+
+    Args:
+        model: the model.
+        link: what its attached modules share, the rule with it.
+        modules: the attached modules, by name.
+        example_inputs: tell which maps only read data, and the shapes of direct feedback.
+        left_out: names of modules that the user left alone.
+        strict: refuse what is not covered.
+        adopting: the model was attached before, so that ω are there.
+        seed: of the draws.
+
+    """
+    reads, shapes, last = set(), {}, None
+    if (adopting or is_paired(model)) and link.rule.own_feedback:
+        reads = unfed(modules)
+    if example_inputs:
+        seen = look(model, link, example_inputs, left_out, strict)
+        reads, shapes, last = (reads, {}, None) if adopting else seen
+    sites = sites_of(modules, reads, link.rule.direct)
+    grow(sites, link.rule, seed, shapes, last, adopting)
+    return sites, last
 
 
 def grow(
@@ -36,8 +72,9 @@ def grow(
     """
     shared: dict[tuple, nn.Parameter] = {}
     for site in sites:
-        if not rule.own_feedback or site.omega is not None:
-            # A paired layer's own is no such draw.
+        if not rule.own_feedback:
+            continue
+        if site.omega is not None:  # a paired layer's, drawn as targetprop.pair draws
             if not adopting and type(rule).initial is not Rule.initial:
                 fill(site.omega.data, site, rule, seed)
             continue
@@ -55,7 +92,7 @@ def grow(
 
 def fill(omega: Tensor, site: Site, rule: Rule, seed: int) -> None:
     """ω at first: the rule's draw, one map at a time where several share the array."""
-    rows = site.layout.part[1] if site.layout.part else omega.shape[0]
+    rows = site.layout.part[1] - site.layout.part[0] if site.layout.part else omega.shape[0]
     for start in range(0, omega.shape[0], rows if site.layout.part else max(1, omega.shape[0])):
         part = omega[start : start + rows] if site.layout.part else omega
         generator = Generator().manual_seed(mixed(seed, key_of(site.name), start))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.attach import coverage, surgery, tracking
-from targetprop.attach.growth import grow
+from targetprop.attach.growth import plant
 from targetprop.attach.hidden import Hidden
-from targetprop.attach.install import Gains, give_back, is_paired, look, sites_of, take, unfed
+from targetprop.attach.install import Gains, give_back, is_paired, take
 from targetprop.attach.learning import Learning
-from targetprop.attach.link import Broadcast, links_of
+from targetprop.attach.link import Broadcast, backpropagating, links_of
+from targetprop.attach.reminder import Reminder, remind
 from targetprop.attach.rounds import Rounds
-from targetprop.attach.sites import Site, learners, pairs
+from targetprop.attach.sites import Site, is_sharded, learners, pairs
 from targetprop.attach.table import table
 from targetprop.feedback import FeedbackReport
 from targetprop.maps import is_feedback
@@ -51,9 +51,9 @@ class Feedback:
         self._late: surgery.Late | None = None
         self._first: coverage.FirstPass | None = None
         self._broadcast: Any = None
-        self._reminder: tracking.Reminder | None = None
+        self._reminder: Reminder | None = None
         self.sites: list[Site] = []
-        self._strict = strict
+        self._strict, self._loaded = strict, 0
         adopting = bool(links_of(model))
         self._link, self._modules, left_out = take(model, rule, only, skip, gains, beta)
         if not self._modules:
@@ -66,28 +66,22 @@ class Feedback:
         self._hidden: Hidden | None = None
         try:
             coverage.report(coverage.refused(model, left_out), strict)
-            reads, shapes, last = set(), {}, None
-            if (adopting or is_paired(model)) and rule.own_feedback:
-                reads = unfed(self._modules)
-            if example_inputs:
-                seen = look(model, self._link, example_inputs, left_out, strict)
-                reads, shapes, last = (reads, {}, None) if adopting else seen
+            self.sites, last = plant(
+                model, self._link, self._modules, example_inputs, left_out, strict, adopting, seed
+            )
             self._first = coverage.FirstPass(model, left_out, strict, self._link, example_inputs)
-            self.sites = sites_of(self._modules, reads, rule.direct)
             if rule.direct and last is not None:
                 self._broadcast = last.register_forward_hook(Broadcast(self._link))
-            grow(self.sites, rule, seed, shapes, last, adopting)
             self._undrawn = [s for s in self.sites if s.omega is not None and s.omega.is_meta]
             if self._undrawn:
-                self._late = surgery.Late(model, self._link)
+                self._late = surgery.Late(model, self._link, self)
             self._known = {id(module) for module in model.modules()}
-            named = model.named_parameters(remove_duplicate=False)
-            self._hidden = Hidden(model, [name for name, p in named if self._is_omega(p)])
+            self._hidden = Hidden(model)
             with torch.no_grad():
                 self.learning.begin(self._learners())
             if self._tracks or solver.learns:
                 where = model if is_paired(model) else None
-                self._reminder = tracking.remind(self._learners(), self._link, where)
+                self._reminder = remind(self._learners(), self._link, where, self)
         except BaseException:
             self.detach()
             raise
@@ -111,20 +105,23 @@ class Feedback:
 
     def _look_after(self) -> None:
         """See to what was done to the model since ``attach``."""
+        if not self._modules:
+            raise RuntimeError(
+                "this feedback was detached, and its model is the plain one; attach it again."
+            )
         self._draw_late()
+        for omega in self._omegas():
+            omega.requires_grad_(False)  # model.requires_grad_(True) asks for all
         if not self.rule.direct:
             surgery.separate(self.sites)
             self.learning.admit(self._learners())
         gains = any(site.layout.form == "diagonal" for site in self.sites)
-        names = surgery.newcomers(self.model, self._known, self._link, gains)
-        if names and self._strict:
-            raise coverage.NotCovered(surgery.sentence(names))
-        if names:
+        told = surgery.tell_newcomers(self.model, self._known, self._link, gains, self._strict)
+        if told:
             self._known = {id(module) for module in self.model.modules()}
-            warnings.warn(surgery.sentence(names), UserWarning, stacklevel=4)
 
-    def _is_omega(self, parameter: nn.Parameter) -> bool:
-        return any(parameter is site.omega for site in self.sites)
+    def _omegas(self) -> list[nn.Parameter]:
+        return [site.omega for site in self.sites if site.omega is not None]
 
     def _learners(self) -> list[Site]:
         return [] if self.rule.direct else learners(self.sites)
@@ -152,10 +149,25 @@ class Feedback:
         self._look_after()
         self._learn(self._learners(), True)
 
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Probe every map now if weights were loaded without their ω; the next step does, too.
+
+        A forward pass that meets such weights calls it, so that no signal travels by their ω; not
+        in a compiled pass, a ``torch.func`` transform or a sharded model.
+        """
+        sites = self._learners()
+        if self._link.stale and not any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
+            self.report = self.learning.step(sites, True)
+            self._link.stale, self._loaded = False, self._link.loaded
+
     def _learn(self, sites: list[Site], leads: bool) -> None:
         """Probe those of ``sites`` that are due; ``leads``: it is the first of a round."""
         if self._first is not None:
             self._first.stepped([site.theta for site in self.sites])
+        if self._loaded != self._link.loaded:
+            self._loaded = self._link.loaded
+            self.learning.recheck(self._learners())
         self.learning.steps += leads
         found = self.learning.step(sites, self._link.stale)
         self.report = found if leads else self.report | found
@@ -178,20 +190,23 @@ class Feedback:
 
         Raises:
             TypeError: it is no torch optimizer.
-            ValueError: it trains no parameter of the attached maps.
+            ValueError: it trains no parameter of the model, or it is L-BFGS and the solver tracks.
+            NotCovered: modules joined the model after ``attach(strict=True)``.
+            RuntimeError: the feedback was detached.
 
         """
         inner = tracking.inner(optimizer)
         self._look_after()
         if self._rounds.has(inner):
             return optimizer
-        own = (p for p in self.model.parameters() if not self._is_omega(p))
+        own = (p for name, p in self.model.named_parameters() if not is_feedback(name))
         count = tracking.admit(inner, list(self._pairs()), own)
         if self.rule.tracks and count:
             tracking.warn_without_decay(inner)
         finite = self._link.beta is not None
         self._rounds.add(tracking.Step(inner, self._pairs, self._after, finite))
         self.learning.spread(self._learners())
+        self.refresh()
         return optimizer
 
     @property
@@ -208,11 +223,8 @@ class Feedback:
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Within it forward and backward are the plain model's, bit for bit: backpropagation."""
-        before, self._link.exact = self._link.exact, True
-        try:
+        with backpropagating(self.model):
             yield
-        finally:
-            self._link.exact = before
 
     def mismatch(self) -> dict[str, float]:
         """‖B − θ‖_F/‖θ‖_F per map, B what its rule sends through (ω for most).
@@ -224,18 +236,8 @@ class Feedback:
 
         """
         if self.rule.direct:
-            raise ValueError(
-                "direct feedback alignment sends errors past the maps: its ω have "
-                "no θ to be compared with."
-            )
-        return {
-            site.name: site.mismatch(self.rule) for site in self.sites if site.omega is not None
-        }
-
-    @property
-    def papers(self) -> tuple[str, ...]:
-        """Keys of the papers that the rule comes from, for ``targetprop.cite``."""
-        return self.rule.papers
+            raise ValueError("direct feedback alignment's ω have no θ to be compared with.")
+        return {s.name: s.mismatch(self.rule) for s in self.sites if s.omega is not None}
 
     @property
     def beta(self) -> float | None:
@@ -244,8 +246,8 @@ class Feedback:
 
     @property
     def followed(self) -> bool:
-        """Whether an optimizer is followed."""
-        return bool(self._rounds.steps)
+        """Whether an optimizer is followed, which the handle does not keep alive."""
+        return any(step.optimizer is not None for step in self._rounds.steps)
 
     @property
     def stepping(self) -> bool:
@@ -261,9 +263,8 @@ class Feedback:
         """Give the plain model back: own classes, no ω; followed optimizers lose ω and hooks."""
         for step in self._rounds.steps:
             step.remove()
-            tracking.leave(
-                step.optimizer, [site.omega for site in self.sites if site.omega is not None]
-            )
+            if step.optimizer is not None:
+                tracking.leave(step.optimizer, self._omegas())
         self._rounds = Rounds()
         for handle in (self._first, self._broadcast, self._reminder, self._late, self._hidden):
             if handle is not None:
@@ -274,9 +275,7 @@ class Feedback:
 
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The model's ``state_dict`` without ω, which the plain model loads."""
-        return {
-            name: value for name, value in self.model.state_dict().items() if not is_feedback(name)
-        }
+        return {k: v for k, v in self.model.state_dict().items() if not is_feedback(k)}
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every map; ω are in the model's own ``state_dict``."""
@@ -290,6 +289,7 @@ class Feedback:
 
         """
         self.learning.load_state_dict(state, self._learners())
+        self._loaded = self._link.loaded
         self._link.stale |= bool(state.get("stale"))
 
     def __repr__(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+
+from targetprop.maps import is_feedback
 
 NAME = "_ddp_params_and_buffers_to_ignore"
 """The attribute of a model in which torch looks for names of parameters to leave alone."""
@@ -14,8 +15,10 @@ NAME = "_ddp_params_and_buffers_to_ignore"
 class Hidden:
     """The names that the model had hidden before, with those of ω beside them."""
 
-    def __init__(self, model: nn.Module, names: Iterable[str]):
-        """Hide the parameters called ``names``."""
+    def __init__(self, model: nn.Module):
+        """Hide the ω of ``model``, under all their names."""
+        named = model.named_parameters(remove_duplicate=False)
+        names = [name for name, _ in named if is_feedback(name)]
         self.model: Any = model
         self.before: list[str] | None = getattr(model, NAME, None)
         if found := [*(self.before or ()), *names]:

@@ -14,8 +14,8 @@ from torch.nn.parameter import UninitializedParameter
 from targetprop.attach import coverage
 from targetprop.attach.kinds import KINDS, NORMS, attached_class, become, kind_of, own_class
 from targetprop.attach.link import Attached, Broadcast, Link, links_of
+from targetprop.attach.reminder import Reminder
 from targetprop.attach.sites import Site
-from targetprop.attach.tracking import Reminder
 from targetprop.laboratory.pairing import Network
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule, rule_of
@@ -79,7 +79,7 @@ def take(
             taken[name] = attached
         link.left_out = tuple(left_out)
         refuse_idle(model, taken, skip, gains, beta, left_out)
-    except ValueError:
+    except BaseException:  # a warning that the user makes an error, too
         give_back(model, taken)
         raise
     if not any(KINDS[m._feedback_kind].layouts(m, rule.direct) for m in taken.values()):
@@ -263,6 +263,6 @@ def release(module: Attached, paired: bool = False) -> None:
     for name in [name for name in module._parameters if is_feedback(name)]:
         if not (paired and name in ("feedback_weight", "feedback_bias")):
             del module._parameters[name]
-    for name in ("_feedback", "_feedback_shape", "_feedback_positionwise"):
+    for name in ("_feedback", "_feedback_shape", "_feedback_positionwise", "_feedback_given"):
         module.__dict__.pop(name, None)
     become(module, base)

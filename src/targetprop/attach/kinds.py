@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from targetprop.attach import modules
 from targetprop.attach.attention import AttachedAttention
 from targetprop.attach.link import Attached
-from targetprop.attach.modules import registered
+from targetprop.attach.registered import AttachedRegistered, registered
 from targetprop.laboratory.activations import MODULES as ACTIVATIONS
 
 
@@ -124,9 +124,7 @@ KINDS = {
         ),
         Kind("attention", (nn.MultiheadAttention,), AttachedAttention, projections),
         Kind("conv1d", (), modules.AttachedConv1D, lambda m, direct: [Layout(form="transposed")]),
-        Kind(
-            "registered", (), modules.AttachedRegistered, lambda m, direct: [Layout(form="field")]
-        ),
+        Kind("registered", (), AttachedRegistered, lambda m, direct: [Layout(form="field")]),
         Kind(
             "norm",
             NORMS,

@@ -48,8 +48,7 @@ class Learning:
 
     def begin(self, sites: Sequence[Site]) -> None:
         """Bring the ω of ``sites`` under the solver's tolerance, from noise alone."""
-        self.memory = {site.name: Memory() for site in sites}
-        self._shapes = {s.name: tuple(s.layout.of(s.omega).shape) for s in sites}
+        self.admit(sites)
         with own_format(sites):
             for site in sites if self.solver.learns else ():
                 self.calibrate(site)
@@ -79,10 +78,19 @@ class Learning:
             if site.name not in self.memory:
                 self.memory[site.name] = Memory()
                 self._shapes[site.name] = tuple(site.layout.of(site.omega).shape)
+                self._weights[site.name] = site.theta, site.frozen
+
+    def last_theta(self, site: Site) -> Any:
+        """θ as it stood in the last step, or when the map was first remembered."""
+        return self._weights.get(site.name, (None, False))[0]
+
+    def recheck(self, sites: Sequence[Site]) -> None:
+        """Measure every map at the next step: something was loaded."""
+        self._unchecked = {site.name for site in sites}
 
     def spread(self, sites: Sequence[Site]) -> None:
         """As an optimizer is followed: check all once; before the first step, take turns."""
-        self._unchecked = {site.name for site in sites}
+        self.recheck(sites)
         interval = self.solver.probe_every
         for index, site in enumerate(sites if self.steps == 0 else ()):
             memory = self.memory[site.name]
@@ -92,8 +100,7 @@ class Learning:
     def step(self, sites: Sequence[Site], stale: bool) -> dict[str, FeedbackReport]:
         """Probe what is due; all where weights were loaded without their ω (``stale``)."""
         if stale:
-            for memory in self.memory.values():
-                memory.wait, memory.mismatch = 0, math.inf
+            self.memory = {name: Memory() for name in self.memory}
         with own_format(sites):
             return dict(self._probe_due(sites))
 
@@ -107,7 +114,7 @@ class Learning:
             checking = site.name in self._unchecked
             self._unchecked.discard(site.name)
             if self._is_other(site) or (checking and self._has_strayed(site, memory)):
-                memory.wait = memory.interval = 0
+                memory = self.memory[site.name] = Memory()  # what it knows is of another θ
             before = memory.probes
             if not memory.tick():
                 continue
@@ -205,9 +212,11 @@ class Learning:
             )
         if type(state["steps"]) is not int or not 0 <= state["steps"] < 2**53:
             raise ValueError(f"this feedback state is of {state['steps']} steps, no such number.")
+        restored = {site.name: Memory() for site in sites}
         for site in sites:
             size = site.layout.of(site.omega).numel()
-            self.memory[site.name].load_state_dict(state["maps"][site.name], {size})
+            restored[site.name].load_state_dict(state["maps"][site.name], {size})
+        self.memory.update(restored)
         self.steps, self._unchecked = state["steps"], set()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.attach import function, refusals
-from targetprop.attach.function import needs_gradient
+from targetprop.attach.function import needs_gradient, transformed
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
 
@@ -26,6 +26,7 @@ class Link:
         exact: backpropagate for now.
         stale: weights were loaded without their ω, so every map must be probed.
         loaded: how often weights were loaded.
+        foreign: the user was told that weights from elsewhere ran.
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
         left_out: names of modules that the user left alone.
@@ -38,10 +39,17 @@ class Link:
     exact: bool = False
     stale: bool = False
     loaded: int = 0
+    foreign: bool = False
     beta: float | None = None
     left_out: tuple[str, ...] = ()
     error: Tensor | None = field(default=None, repr=False)
     handle: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+
+    def refresh(self) -> None:
+        """Let ω learn weights that were loaded without them, before a signal travels through it."""
+        feedback = self.handle() if self.handle is not None else None
+        if feedback is not None:
+            feedback.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without a pass under way (error, ``exact``) and the handle, which is another model's."""
@@ -75,6 +83,13 @@ class Attached(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
         )
+        brought = {
+            name
+            for name, value in self._parameters.items()
+            if value is not None and is_feedback(name) and prefix + name in state_dict
+            if not value.is_meta
+        }
+        self.__dict__["_feedback_given"] = brought | self.__dict__.get("_feedback_given", set())
         for key in missing:
             if is_feedback(key):
                 self._feedback.stale = True
@@ -86,7 +101,12 @@ class Attached(nn.Module):
         rule = self._feedback.rule
         if not rule.own_feedback:
             return rule.sent(weight, weight)
-        omega = refusals.omega_of(self, name)
+        if not torch.compiler.is_compiling():
+            if self._feedback.stale and not transformed():
+                self._feedback.refresh()
+            if not isinstance(weight, nn.Parameter) and not self._feedback.foreign:
+                self._feedback.foreign = refusals.note_foreign(self, weight)
+        omega = refusals.omega_of(self, name).detach()  # whatever its requires_grad was set to
         if omega.shape != weight.shape:
             refusals.refuse_reshaped(refusals.label(self), weight, omega)
         return rule.sent(weight, omega)

@@ -19,7 +19,6 @@ from targetprop.attach.difference import difference
 from targetprop.attach.link import Attached
 from targetprop.attach.refusals import label
 from targetprop.laboratory.activations import MODULES as ACTIVATIONS
-from targetprop.maps import MAPS, AutogradMap, along
 
 
 class AttachedLinear(Attached):
@@ -145,25 +144,6 @@ class AttachedTransposedConvolution(Attached):
         return convolved(self, input, lambda x: (x, self.padding), True, tuple(extra))
 
 
-class AttachedRegistered(Attached):
-    """A user's own bilinear map, as ``targetprop.register`` told it."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the plain module; the shape of its input is kept for the probes."""
-        input = one_input(self, args, kwargs)
-        if not torch.compiler.is_compiling():
-            self._feedback_shape = tuple(input.shape[1:])
-        if self._passes(input):
-            return super().forward(input)
-        weight = self.weight
-        if self._feedback.rule.direct:
-            return self._direct(super().forward(input.detach()), input, "feedback_weight")
-        own = map_of(self)
-        y = function.bilinear(input, weight, self._sent(weight, "feedback_weight"), own.function)
-        bias = getattr(self, "bias", None)
-        return y if bias is None else y + along(bias.to(y.dtype), own.bias_dim, y.dim())
-
-
 def one_input(module: Attached, args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """What a module is called with, under any name that its class gives it.
 
@@ -180,47 +160,6 @@ def one_input(module: Attached, args: tuple, kwargs: dict[str, Any]) -> Tensor:
             "attach, or keep the others in the module."
         )
     return args[0]
-
-
-def map_of(module: Attached) -> AutogradMap:
-    """The registered map of an attached module."""
-    known: Any = registered(module)
-    made: Any = MAPS[known](module)
-    return made
-
-
-@torch.no_grad()
-def refuse_other(module: Attached, x: Tensor) -> None:
-    """Refuse a registered map that is not what its module computes.
-
-    Raises:
-        ValueError: its forward and the function that ``targetprop.register`` was given differ at x.
-
-    """
-    y = module._feedback_base.forward(module, x)
-    if (
-        map_of(module)
-        .apply(x, module.weight, getattr(module, "bias", None))
-        .allclose(y, rtol=1e-2, atol=1e-2 * float(y.abs().max()))
-    ):
-        return
-    raise ValueError(
-        f"{type(module).__name__} computes another map than the function that targetprop.register "
-        "was given for it; give the function (x, w) that its forward applies, without the bias."
-    )
-
-
-def registered(module: nn.Module) -> type[nn.Module] | None:
-    """The type under which ``targetprop.register`` knows what the module computes, or None."""
-    if isinstance(module, Attached):
-        return registered_base(module._feedback_base)
-    return None if "forward" in module.__dict__ else registered_base(type(module))
-
-
-def registered_base(own: type[nn.Module]) -> type[nn.Module] | None:
-    """The registered class among the bases of ``own`` whose ``forward`` it has."""
-    known = (base for base in own.__mro__ if base in MAPS and base not in (nn.Conv2d, nn.Linear))
-    return next((base for base in known if own.forward is base.forward), None)
 
 
 class AttachedNorm(Attached):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 
 def label(module: Any) -> str:
@@ -12,6 +14,34 @@ def label(module: Any) -> str:
     handle = module._feedback.handle and module._feedback.handle()
     names = [name for name, own in handle._modules.items() if own is module] if handle else []
     return f"'{names[0]}' ({module._get_name()})" if names else module._get_name()
+
+
+def note_foreign(module: Any, weight: Tensor) -> bool:
+    """Say that a weight from elsewhere stands in a module's place; returns whether one does.
+
+    ``torch.func.functional_call`` with the model's own weights, for gradients of each sample say,
+    is not meant.
+    """
+    names = [name for name, own in module._parameters.items() if own is weight]
+    handle = module._feedback.handle and module._feedback.handle()
+    if not names or handle is None:
+        return False
+    while is_functorch_wrapped_tensor(weight):
+        weight = get_unwrapped(weight)
+    place = weight.untyped_storage().data_ptr()
+    for site in handle.sites:
+        if site.module is module and site.layout.weight == names[0]:
+            own = handle.learning.last_theta(site)
+            if own is None or own.untyped_storage().data_ptr() == place:
+                return False
+    warnings.warn(
+        f"the weight of {label(module)} is another than the model's own in this pass (by "
+        "torch.func.functional_call, say), and its signal travels by the ω of the model's own, or "
+        "by one that you gave and must teach; use feedback.exact() there, or rule='symmetric'.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return True
 
 
 def omega_of(module: Any, name: str) -> Tensor:

@@ -24,7 +24,8 @@ class Rounds:
         self.count = 0
 
     def add(self, step: Step) -> None:
-        """Follow one more from this round on."""
+        """Follow one more from this round on; those whose optimizer is gone are forgotten."""
+        self.steps = [known for known in self.steps if known.optimizer is not None]
         step.count = self.count
         self.steps.append(step)
 
@@ -42,7 +43,7 @@ class Rounds:
         stepped.count += 1
         begins = stepped.count > self.count
         self.count = max(self.count, stepped.count)
-        if len(self.steps) == 1:
+        if sum(step.optimizer is not None for step in self.steps) == 1:
             return list(sites), begins
         mine, anyone = stepped.moved(), {p for step in self.steps for p in step.moved()}
         found = []

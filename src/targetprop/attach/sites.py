@@ -16,8 +16,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from targetprop.attach.kinds import Layout
 from targetprop.attach.link import Attached
-from targetprop.attach.modules import map_of
 from targetprop.attach.refusals import refuse_reshaped
+from targetprop.attach.registered import map_of
 from targetprop.feedback.patches import Field, Patch, Probe
 from targetprop.rules import Rule
 
@@ -163,8 +163,10 @@ def quiet_parametrizations(module: nn.Module) -> Iterator[None]:
     modes = [part.training for part in parts]
     for part in parts:
         part.training = False
+    caching, parametrize._cache_enabled = parametrize._cache_enabled, 0  # keep no weight graphless
     try:
         yield
     finally:
+        parametrize._cache_enabled = caching
         for part, mode in zip(parts, modes, strict=True):
             part.training = mode

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from targetprop.attach.coverage import NotCovered
 from targetprop.attach.growth import fill
 from targetprop.attach.kinds import kind_of
 from targetprop.attach.link import Attached, Link
@@ -21,17 +23,18 @@ if TYPE_CHECKING:
 class Late:
     """A forward pre-hook that draws the ω of a model that was attached on the meta device."""
 
-    def __init__(self, model: nn.Module, link: Link):
-        """Hook ``model``, whose modules share ``link``."""
-        self.link = link
+    def __init__(self, model: nn.Module, link: Link, feedback: Any):
+        """Hook ``model``, whose modules share ``link``; nobody else need keep ``feedback``."""
+        self.link, self.feedback = link, feedback
         self.handle: RemovableHandle | None = model.register_forward_pre_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, which is hooked already."""
-        return self.__dict__ | {"handle": None}
+        return self.__dict__ | {"handle": None, "feedback": None}
 
     def remove(self) -> None:
         """Unhook."""
+        self.feedback = None
         if self.handle is not None:
             self.handle.remove()
 
@@ -42,7 +45,9 @@ class Late:
             RuntimeError: the model is a copy whose ω nobody draws.
 
         """
-        feedback = self.link.handle() if self.link.handle is not None else None
+        feedback = self.feedback
+        if feedback is None and self.link.handle is not None:
+            feedback = self.link.handle()
         if feedback is None:
             raise RuntimeError(
                 "this is a copy of a model that was attached on the meta device, and its feedback "
@@ -56,9 +61,10 @@ def draw(sites: Iterable[Site], rule: Rule, seed: int) -> list[Site]:
     """Draw the ω of those ``sites`` that have left the meta device; returns the others.
 
     ``to_empty`` takes ω along; ``load_state_dict(assign=True)`` of a plain checkpoint brings θ
-    alone, and ω is made beside it.
+    alone, and ω is made beside it. What a checkpoint brought is left as it is.
     """
     left, made = [], {}
+    drawn: set[int] = set()
     for site in sites:
         if site.omega.is_meta:
             theta = site.array()
@@ -68,7 +74,10 @@ def draw(sites: Iterable[Site], rule: Rule, seed: int) -> list[Site]:
             omega = torch.empty_like(site.omega, device=theta.device)
             made.setdefault(id(site.omega), nn.Parameter(omega, requires_grad=False))
             site.module.register_parameter(site.layout.feedback, made[id(site.omega)])
-        fill(site.omega, site, rule, seed)
+        given = site.layout.feedback in site.module.__dict__.get("_feedback_given", ())
+        if not given and id(site.omega) not in drawn:
+            fill(site.omega, site, rule, seed)
+        drawn.add(id(site.omega))
     return left
 
 
@@ -83,8 +92,15 @@ def separate(sites: Sequence[Site]) -> None:
         site.module.register_parameter(site.layout.feedback, own)
 
 
-def newcomers(model: nn.Module, known: set[int], link: Link, gains: bool) -> list[str]:
-    """The modules with a map, or with a gain where ``gains`` are learned, that came since."""
+def tell_newcomers(
+    model: nn.Module, known: set[int], link: Link, gains: bool, strict: bool
+) -> bool:
+    """Say which modules with a map, or with a gain where ``gains`` are learned, came since.
+
+    Raises:
+        NotCovered: some did, and ``strict``.
+
+    """
     found = []
     for name, module in model.named_modules():
         kind = None if id(module) in known else kind_of(module)
@@ -95,12 +111,13 @@ def newcomers(model: nn.Module, known: set[int], link: Link, gains: bool) -> lis
             if isinstance(module, Attached):
                 what = f"a copy of an attached {module._feedback_base.__name__}"
             found.append(f"'{name}' ({what})")
-    return found
-
-
-def sentence(names: Sequence[str]) -> str:
-    """What to do about ``newcomers``."""
-    return (
-        f"{', '.join(names)} joined the model after attach: the signal travels there by θᵀ, or by "
+    if not found:
+        return False
+    text = (
+        f"{', '.join(found)} joined the model after attach: the signal travels there by θᵀ, or by "
         "an ω that does not learn; call detach() of the feedback, then attach again."
     )
+    if strict:
+        raise NotCovered(text)
+    warnings.warn(text, UserWarning, stacklevel=5)
+    return True

@@ -14,12 +14,19 @@ def table(feedback: Any) -> str:
     learners = {site.name for site in feedback._learners()}
     for site in feedback.sites:
         memory = feedback.learning.memory.get(site.name)
-        how = (
-            learning(feedback, site) if site.name in learners or feedback.rule.direct else "shared"
-        )
-        last = "" if memory is None or memory.mismatch == math.inf else f"{memory.mismatch:.2g}"
+        shared = site.omega is not None and site.name not in learners and not feedback.rule.direct
+        how = "shared" if shared else how_it_learns(feedback, site)
+        last = math.inf if memory is None or feedback._link.stale else memory.mismatch
         shape = "×".join(str(size) for size in site.layout.of(site.array()).shape)
-        rows.append((site.name or "(model)", shape, feedback.rule.name, how, last))
+        rows.append(
+            (
+                site.name or "(model)",
+                shape,
+                feedback.rule.name,
+                how,
+                "" if last == math.inf else f"{last:.2g}",
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -34,7 +41,7 @@ def table(feedback: Any) -> str:
     return "\n".join([*lines, *told])
 
 
-def learning(feedback: Any, site: Site) -> str:
+def how_it_learns(feedback: Any, site: Site) -> str:
     """How a map's ω learns, in a few words."""
     if not feedback.rule.own_feedback:
         return "is θ"

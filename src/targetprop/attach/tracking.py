@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,15 +20,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from targetprop.attach.link import Link
-from targetprop.attach.sites import Site
+HOOKED: Any = Optimizer.profile_hook_step(lambda self: None)
+"""What torch wraps the ``step`` of every optimizer class in, to run its hooks."""
 
 Pairs = Callable[[], Iterable[tuple[nn.Parameter, nn.Parameter]]]
 """The current (θ, ω) of all tracked maps."""
 
 
 def inner(optimizer: Any) -> Optimizer:
-    """The torch optimizer within the wrappers of accelerate and Lightning.
+    """The torch optimizer that moves the weights, within the wrappers of accelerate and Lightning.
+
+    One that holds another over its own parameter groups, as sharpness-aware minimisation does,
+    moves them by that one's steps.
 
     Raises:
         TypeError: there is none.
@@ -36,6 +40,10 @@ def inner(optimizer: Any) -> Optimizer:
     found = optimizer
     while isinstance(getattr(found, "optimizer", None), Optimizer):
         found = found.optimizer
+    if isinstance(found, Optimizer):
+        for held in vars(found).values():
+            if isinstance(held, Optimizer) and held.param_groups is found.param_groups:
+                return held
     if not isinstance(found, Optimizer):
         raise TypeError(
             f"follow needs a torch.optim.Optimizer, got {type(optimizer).__name__}; for another "
@@ -58,11 +66,9 @@ def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]
     for theta, omega in pairs:
         wanted, found = place.get(id(theta)), place.get(id(omega))
         count += wanted is not None
-        if wanted == found:
-            continue
-        if found is not None:
+        if found is not None and wanted != found:
             drop(optimizer.param_groups[found], {id(omega)})
-        if wanted is not None:
+        if wanted is not None and wanted != found:
             group = optimizer.param_groups[wanted]
             if "param_names" in group:
                 at = next(i for i, p in enumerate(group["params"]) if p is theta)
@@ -70,8 +76,8 @@ def join(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]
                 group["param_names"].append(f"{owner}{dot}feedback_{name}")
             group["params"].append(omega)
             place[id(omega)] = wanted
-            if theta in optimizer.state:
-                optimizer.state[omega] = copy.deepcopy(optimizer.state[theta])
+        if wanted is not None and theta in optimizer.state and omega not in optimizer.state:
+            optimizer.state[omega] = copy.deepcopy(optimizer.state[theta])
     return count
 
 
@@ -147,14 +153,19 @@ def with_gradients(act: Callable[[], None], args: Any, kwargs: Any) -> Any:
 
 
 class Step:
-    """Hooks of one optimizer: copy gradients as a step begins, clear them and probe as it ends."""
+    """Hooks of one optimizer: copy gradients as a step begins, clear them and probe as it ends.
+
+    It does not keep the optimizer alive. An optimizer whose ``step`` calls that of its own base
+    class runs the hooks of both, and only the outer step counts.
+    """
 
     def __init__(
         self, optimizer: Optimizer, pairs: Pairs, after: Callable[[Optimizer], None], finite: bool
     ):
         """Follow ``optimizer``; ``finite``: a finite nudge, which no scaler may blow up."""
-        self.optimizer, self.pairs, self.after, self.finite = optimizer, pairs, after, finite
-        self.count, self.running = 0, False
+        self._optimizer = weakref.ref(optimizer)
+        self.pairs, self.after, self.finite = pairs, after, finite
+        self.count, self.depth = 0, 0
         self.handles = [
             optimizer.register_step_pre_hook(self.begin),
             optimizer.register_step_post_hook(self.end),
@@ -164,23 +175,38 @@ class Step:
         self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         """Copy the gradients now, or after each call of their closure (Lightning, L-BFGS)."""
+        if self.running and calls_of_step(optimizer) > 1:
+            self.depth += 1
+            return None
+        self.depth = 1  # whatever an earlier step left that failed
         if self.finite and scaled():
             raise RuntimeError(
                 "attach(beta=...) sends finite differences, which a gradient scaler would enlarge: "
                 "train in float32 or bfloat16 without a scaler, or leave beta out."
             )
-        self.running = True
         return with_gradients(self.copy, args, kwargs)
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The followed optimizer, while there is one."""
+        return self._optimizer()
+
+    @property
+    def running(self) -> bool:
+        """Whether the optimizer is within its step."""
+        return self.depth > 0
 
     def moved(self) -> set[int]:
         """The ids of what the optimizer moves."""
-        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        groups = self.optimizer.param_groups if self.optimizer else ()
+        return {id(p) for group in groups for p in group["params"]}
 
     def copy(self) -> None:
         """∇ω := ∇θ for each tracked map of the optimizer; a θ that joined it since brings its ω."""
         mine, pairs = self.moved(), list(self.pairs())
-        if any(id(theta) in mine and id(omega) not in mine for theta, omega in pairs):
-            join(self.optimizer, pairs)
+        optimizer = self.optimizer
+        if optimizer and any(id(t) in mine and id(omega) not in mine for t, omega in pairs):
+            join(optimizer, pairs)
             mine = self.moved()
         for theta, omega in pairs:
             if id(omega) in mine and id(theta) in mine:
@@ -188,7 +214,9 @@ class Step:
 
     def end(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         """Clear them, probe what is due; our hook stays last: others see gradients of θ alone."""
-        self.running = False
+        self.depth -= 1
+        if self.running:
+            return
         for _, omega in self.pairs():
             omega.grad = None
         self.handles[0].remove()
@@ -201,60 +229,14 @@ class Step:
             handle.remove()
 
 
-class Reminder:
-    """Says once that weights move while ω does not: no followed optimizer, nor ``step``, did it.
-
-    One move is enough where nothing was ever followed or stepped and the model trains; else it
-    takes two in a row, since weights may be clipped, averaged or perturbed between steps.
-    """
-
-    def __init__(self, where: nn.Module, module: nn.Module, name: str, link: Link):
-        """Watch the weight ``name`` of ``module`` before each pass of ``where`` with gradients."""
-        self.module, self.name, self.link = module, name, link
-        self.seen: int | None = None
-        self.moves, self.steps, self.loaded = 0, 0, link.loaded
-        self.handle = where.register_forward_pre_hook(self.look)
-
-    def look(self, model: nn.Module, args: tuple) -> None:
-        """Compare how often the weight has been written."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact:
-            return
-        feedback = self.link.handle() if self.link.handle is not None else None
-        if feedback is None:  # a copy of the model
-            self.remove()
-            return
-        weight = self.module._parameters.get(self.name)
-        if weight is None:
-            return
-        if self.loaded != self.link.loaded:  # a checkpoint, no step
-            self.loaded, self.seen = self.link.loaded, None
-        moved = self.seen is not None and weight._version > self.seen
-        if feedback.steps != self.steps or feedback.stepping:
-            self.steps, self.moves = feedback.steps, 0
-        elif moved:
-            self.moves += 1
-        self.seen = weight._version
-        if self.moves >= (2 if self.steps or feedback.followed or not model.training else 1):
-            self.remove()
-            warnings.warn(
-                "the weights of an attached model move but its feedback learns nothing: call "
-                "follow(optimizer) of its feedback or algorithm for the optimizer whose step runs, "
-                "or feedback.step() after every step.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def remove(self) -> None:
-        """Unhook."""
-        self.handle.remove()
-
-
-def remind(sites: Sequence[Site], link: Link, where: nn.Module | None) -> Reminder | None:
-    """Watch a weight of ``sites`` that learns, if any, in passes of ``where`` or its own."""
-    for site in sites:
-        if site.theta is not None and not site.frozen:
-            return Reminder(where or site.module, site.module, site.layout.weight, link)
-    return None
+def calls_of_step(optimizer: Optimizer) -> int:
+    """How many calls of a ``step`` of ``optimizer`` are under way, one within the other."""
+    count, frame = 0, sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is HOOKED.__code__ and frame.f_locals["args"][:1] == (optimizer,):
+            count += 1
+        frame = frame.f_back
+    return count
 
 
 def scaled() -> bool:

@@ -55,7 +55,6 @@ PICKS = ("index", "index_select", "gather", "embedding")
 COPIES = ("clone", "_to_copy", "_unsafe_view", "alias")
 TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent)
-MODULE = nn.modules.module.__file__
 APPLY = Function.apply.__func__.__code__
 
 
@@ -249,9 +248,10 @@ def callers() -> Iterator[FrameType]:
 
 
 def within_map() -> bool:
-    """Whether an attached module computes; hooks of one are the user's."""
+    """Whether an attached module computes; its hooks, and other methods of it, are the user's."""
     return any(
-        frame.f_code.co_filename != MODULE and isinstance(frame.f_locals.get("self"), Attached)
+        frame.f_code.co_filename.startswith(HERE)
+        and isinstance(frame.f_locals.get("self"), Attached)
         for frame in callers()
     )
 

@@ -57,6 +57,7 @@ class Memory:
         """Plain numbers and copies of the tensors, on ``device`` where one is given."""
         return {
             **vars(self),
+            "mismatch": math.inf if math.isnan(self.mismatch) else self.mismatch,
             "tensors": {k: v.to(device or v.device, copy=True) for k, v in self.tensors.items()},
         }
 

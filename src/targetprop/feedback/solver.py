@@ -21,8 +21,9 @@ from targetprop.seeds import mixed
 PerLayer = float | Sequence[float]
 
 
-COUNTS = ("iterations", "first_iterations", "samples", "window", "draws")
-COUNTS += ("probe_every", "probe_every_at_most")
+COUNTS = {"iterations", "first_iterations", "samples", "window", "draws"} | {
+    "probe_every", "probe_every_at_most"
+}  # fmt: skip
 
 
 def check_range(owner: str, name: str, value: Any) -> None:
@@ -38,7 +39,8 @@ def check_range(owner: str, name: str, value: Any) -> None:
         if isinstance(number, (dict, list, tuple)):
             raise ValueError(f"{owner}: {name}={value} holds {number}, which is no number.")
         if name in COUNTS:
-            fine, expected = number >= 1 and number == int(number), "a whole number from 1 on"
+            whole = 1 <= number < math.inf and number == int(number)
+            fine, expected = whole, "a whole number from 1 on"
         elif name in ("momentum", "decay"):
             fine, expected = 0 <= number < 1, "a number in [0, 1)"
         elif name in ("noise", "lr"):

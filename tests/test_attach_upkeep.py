@@ -1,0 +1,456 @@
+"""ω learn what the model has, whatever is loaded, toggled, nested, copied or called by others."""
+
+import copy
+import gc
+import math
+import types
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrize
+
+import targetprop as tp
+from targetprop.feedback import CorrelationSolver
+from targetprop.maps import MAPS
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+@pytest.fixture
+def x():
+    return torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def train(model, optimizer, x, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+
+
+# What is loaded.
+
+
+def test_weights_loaded_without_feedback_are_learned_before_a_signal_travels(x):
+    model = net()
+    feedback = tp.attach(model)
+    other = {name: torch.randn_like(value) for name, value in feedback.plain_state_dict().items()}
+    model.load_state_dict(other)
+    assert "1.4" not in repr(feedback).split("\n", 1)[1]  # the last mismatch is no longer so
+    (model(x) - 1).square().mean().backward()
+    sent = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    with feedback.exact():
+        (model(x) - 1).square().mean().backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    for own, wanted in zip(sent, found, strict=True):
+        assert (own - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def test_a_good_checkpoint_mends_a_run_that_diverged(x):
+    model = net()
+    feedback = tp.attach(model)
+    optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 1e30))
+    plain = {name: value.clone() for name, value in feedback.plain_state_dict().items()}
+    train(model, optimizer, x, 4)
+    assert not model[4].feedback_weight.isfinite().all()
+    state = feedback.state_dict()
+    feedback.load_state_dict(state)  # of a run that diverged, too
+    optimizer.param_groups[0]["lr"] = 1e-3
+    model.load_state_dict(plain)
+    train(model, optimizer, x, 3)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert max(feedback.mismatch().values()) < 1e-4
+
+
+def test_a_full_state_with_other_weights_is_noticed_at_the_next_step(x):
+    model = net()
+    feedback = tp.attach(model)
+    optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 1e-3))
+    train(model, optimizer, x, 400)  # now every map waits for long
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["4.weight"] = torch.randn(3, 8)
+    model.load_state_dict(state)
+    train(model, optimizer, x, 1)
+    assert max(feedback.mismatch().values()) < 1e-4
+
+
+def test_a_weight_mirror_begins_anew_with_loaded_weights(x):
+    model = net()
+    feedback = tp.attach(model, solver=CorrelationSolver())
+    train(model, feedback.follow(torch.optim.SGD(model.parameters(), 1e-3)), x, 30)
+    model.load_state_dict({k: torch.randn_like(v) for k, v in feedback.plain_state_dict().items()})
+    train(model, next(s.optimizer for s in feedback._rounds.steps), x, 1)
+    fresh = tp.attach(net(), solver=CorrelationSolver())
+    assert max(feedback.mismatch().values()) < 1.5 * max(fresh.mismatch().values())
+
+
+@pytest.mark.parametrize("rule", ["ldrl", "feedback_alignment"])
+@pytest.mark.parametrize("way", ["assign", "to_empty"])
+def test_a_model_made_on_meta_keeps_the_feedback_that_a_checkpoint_brings(x, way, rule):
+    made = net()
+    full = tp.attach(made, rule=rule, seed=5)
+    train(made, full.follow(torch.optim.SGD(made.parameters(), 0.01)), x, 3)
+    with torch.device("meta"):
+        model = net()
+    feedback = tp.attach(model, rule=rule, seed=6)
+    if way == "to_empty":
+        model.to_empty(device="cpu")
+    model.load_state_dict(made.state_dict(), assign=way == "assign")
+    model(x)
+    feedback.follow(torch.optim.SGD(model.parameters(), 0.01))
+    for name, value in made.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_attention_made_on_meta_gets_the_feedback_that_it_would_have_had(x):
+    def attention():
+        return nn.MultiheadAttention(8, 2)
+
+    with torch.device("meta"):
+        model = attention()
+    feedback = tp.attach(model, rule="feedback_alignment", seed=3)
+    model.to_empty(device="cpu")
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    query = torch.randn(4, 2, 8)
+    model(query, query, query)
+    drawn = tp.attach(attention(), rule="feedback_alignment", seed=3)
+    assert torch.equal(model.in_proj_feedback_weight, drawn.model.in_proj_feedback_weight)
+    assert feedback.model is model
+
+
+def test_a_state_that_is_refused_leaves_the_feedback_as_it_was(x):
+    model = net()
+    feedback = tp.attach(model)
+    before, bad = feedback.state_dict(), feedback.state_dict()
+    bad["maps"]["2"]["wait"], bad["maps"]["4"]["wait"] = 77, "soon"
+    with pytest.raises(ValueError, match="no counts"):
+        feedback.load_state_dict(bad)
+    assert feedback.state_dict() == before
+
+
+# What is toggled.
+
+
+@pytest.mark.parametrize("rule", ["ldrl", "feedback_alignment"])
+def test_gradients_are_never_of_feedback_weights_that_were_told_to_need_them(x, rule):
+    model = net()
+    feedback = tp.attach(model, rule=rule)
+    model.requires_grad_(False).requires_grad_(True)  # as adversarial loops do
+    a = x.clone().requires_grad_()
+    loss = model(a).sum()
+    with pytest.warns(UserWarning, match="create_graph=True"):
+        (down,) = torch.autograd.grad(loss, a, create_graph=True)
+    ((down.norm(dim=1) - 1) ** 2).mean().backward()
+    assert all(site.omega.grad is None for site in feedback.sites)
+    feedback.follow(torch.optim.SGD(model.parameters(), 0.1))
+    assert not any(site.omega.requires_grad for site in feedback.sites)
+
+
+def test_a_measurement_within_a_cache_leaves_the_graph_of_computed_weights(x):
+    model = net()
+    nn.utils.parametrizations.weight_norm(model[2])
+    feedback = tp.attach(model)
+    with parametrize.cached():
+        feedback.mismatch()
+        model(x).sum().backward()
+    assert model[2].parametrizations.weight.original1.grad is not None
+
+
+# Optimizers.
+
+
+def test_an_optimizer_that_took_steps_by_itself_gives_feedback_its_state(x):
+    model = net()
+    feedback = tp.attach(model)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(20):
+        train(model, optimizer, x, 1)
+        feedback.step()
+    feedback.follow(optimizer)
+    worst = 0
+    for _ in range(5):
+        train(model, optimizer, x, 1)
+        worst = max(worst, *feedback.mismatch().values())
+    assert worst < 1e-4
+
+
+class Shrinking(torch.optim.SGD):
+    """Steps of the base class, then a decay of what has a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.mul_(0.95)
+
+
+def test_a_step_within_a_step_counts_once(x):
+    model = net()
+    feedback = tp.attach(model)
+    optimizer = feedback.follow(Shrinking(model.parameters(), 1e-2))
+    for _ in range(20):
+        train(model, optimizer, x, 1)
+        assert max(feedback.mismatch().values()) < 1e-5
+        assert all(site.omega.grad is None for site in feedback.sites)
+    assert feedback.steps == 20
+
+
+def test_a_step_that_failed_does_not_stop_the_next_from_counting(x):
+    class Failing(torch.optim.SGD):
+        fails = False
+
+        def step(self, closure=None):
+            if self.fails:
+                raise FloatingPointError("of the user's own")
+            return super().step(closure)
+
+    model = net()
+    feedback = tp.attach(model)
+    optimizer = feedback.follow(Failing(model.parameters(), 1e-2))
+    optimizer.fails = True
+    with pytest.raises(FloatingPointError):
+        train(model, optimizer, x, 1)
+    optimizer.fails = False
+    train(model, optimizer, x, 3)
+    assert (feedback.steps, feedback.stepping) == (3, False)
+    assert all(site.omega.grad is None for site in feedback.sites)
+
+
+class SharpnessAware(torch.optim.Optimizer):
+    """Foret et al. (2021): the gradient at w + ρ g/‖g‖ moves w, by the steps of another."""
+
+    def __init__(self, params, base, rho=0.05, **settings):
+        super().__init__(params, {"rho": rho} | settings)
+        self.base_optimizer = base(self.param_groups, **settings)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure):
+        moved = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        size = torch.stack([p.grad.norm() for p in moved]).norm()
+        before = {p: p.clone() for p in moved}
+        for p in moved:
+            p.add_(p.grad * 0.05 / size)
+        self.zero_grad()
+        with torch.enable_grad():
+            closure()
+        for p in moved:
+            p.copy_(before[p])
+        self.base_optimizer.step()
+
+
+def test_sharpness_aware_minimisation_moves_weights_as_without_feedback(x):
+    runs = []
+    for attached in (False, True):
+        model = net().double()
+        optimizer = SharpnessAware(model.parameters(), torch.optim.SGD, lr=0.1)
+        if attached:
+            feedback = tp.attach(model)
+            feedback.follow(optimizer)
+
+        def closure(model=model):
+            loss = (model(x.double()) - 1).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(10):
+            optimizer.zero_grad()
+            closure()
+            optimizer.step(closure)
+        runs.append([p.detach() for n, p in model.named_parameters() if "feedback" not in n])
+    first = [p.detach() for p in net().double().parameters()]
+    for start, plain, own in zip(first, *runs, strict=True):  # ω is not moved to w + ρ g/‖g‖
+        assert (own - plain).norm() < 0.05 * (plain - start).norm()
+    assert feedback.steps == 10
+    assert max(feedback.mismatch().values()) < 1e-9
+
+
+def test_followed_optimizers_are_not_kept_alive(x):
+    model = net()
+    feedback, gone = tp.attach(model), []
+    for _ in range(5):
+        optimizer = feedback.follow(torch.optim.Adam(model.parameters(), 1e-3))
+        train(model, optimizer, x, 3)
+        gone.append(weakref.ref(optimizer))
+        del optimizer
+    gc.collect()
+    assert not any(ref() for ref in gone)
+    assert max(feedback.mismatch().values()) < 1e-5
+    feedback.detach()
+
+
+# Who is told.
+
+
+def test_a_model_whose_handle_nobody_kept_is_named(x):
+    model = net()
+    tp.attach(model)
+    gc.collect()
+    with pytest.warns(UserWarning, match="its feedback learns nothing: call follow"):
+        train(model, torch.optim.SGD(model.parameters(), 0.1), x, 3)
+
+
+def test_a_copy_that_trains_without_a_handle_is_named(x):
+    model = net()
+    feedback = tp.attach(model)
+    other = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match=r"it is a copy of the model .*attach\(copy\)"):
+        train(other, torch.optim.SGD(other.parameters(), 0.1), x, 3)
+    averaged = copy.deepcopy(model).eval()  # moved by others, and never trained
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            with torch.no_grad():
+                for p in averaged.parameters():
+                    p.mul_(0.9)
+                averaged(x)
+    assert feedback.model is model
+
+
+def test_a_detached_handle_says_so(x):
+    model = net()
+    feedback = tp.attach(model)
+    feedback.detach()
+    for act in (feedback.step, lambda: feedback.follow(torch.optim.SGD(model.parameters(), 0.1))):
+        with pytest.raises(RuntimeError, match="was detached"):
+            act()
+
+
+def test_a_warning_made_an_error_leaves_the_model_plain():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 2))
+    kinds = [type(module) for module in model]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="PReLU"):
+            tp.attach(model, beta=0.1)
+    assert [type(module) for module in model] == kinds
+
+
+def test_the_table_of_a_symmetric_model_says_what_it_uses():
+    assert "is θ" in repr(tp.attach(net(), rule="symmetric"))
+
+
+# What runs outside the maps.
+
+
+def test_weights_from_elsewhere_are_named(x):
+    model = net()
+    feedback = tp.attach(model)
+    other = {k: torch.randn_like(v) for k, v in feedback.plain_state_dict().items()}
+    with pytest.warns(UserWarning, match="another than the model's own"):
+        grad(lambda p: functional_call(model, p, (x,)).square().sum())(other)
+
+
+def test_gradients_of_each_sample_are_of_the_models_own_weights(x):
+    model = net()
+    tp.attach(model)
+    own = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(p, sample):
+        return functional_call(model, p, (sample[None],)).square().sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        each = vmap(grad(loss), (None, 0))(own, x)
+    model(x).square().sum().backward()
+    torch.testing.assert_close(each["0.weight"].sum(0), model[0].weight.grad)
+
+
+def test_a_method_of_an_attached_module_is_no_map():
+    class Tied(nn.Linear):
+        def decode(self, h):
+            return F.linear(h, self.weight.T)
+
+    class Autoencoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.middle, self.ends = nn.Linear(4, 4), Tied(6, 4)
+
+        def forward(self, x):
+            return self.ends.decode(torch.tanh(self.middle(self.ends(x))))
+
+    with pytest.raises(tp.NotCovered, match=r"ends\.weight"):
+        tp.attach(Autoencoder(), torch.randn(5, 6), strict=True)
+
+
+def test_a_forward_written_over_an_attached_one_is_named(x):
+    model = net()
+    tp.attach(model)
+    model[2].forward = types.MethodType(lambda self, v: F.linear(v, self.weight), model[2])
+    with pytest.warns(UserWarning, match=r"2\.weight"):
+        model(x)
+
+
+class Scaled(nn.Module):
+    """A map whose size is learned apart."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.size = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return F.linear(x, self.weight) * self.size + self.bias
+
+
+@pytest.mark.parametrize("rule", ["symmetric", "feedback_alignment"])
+def test_what_a_registered_module_learns_beside_its_weight_is_learned(x, rule):
+    try:
+        tp.register(Scaled, lambda module: lambda v, w: F.linear(v, w) * module.size)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Scaled(8, 3)).double()
+        feedback = tp.attach(model, x.double(), rule=rule, strict=True)
+        model(x.double()).square().sum().backward()
+        sent = model[2].size.grad.clone()
+        model.zero_grad()
+        with feedback.exact():
+            model(x.double()).square().sum().backward()
+        torch.testing.assert_close(sent, model[2].size.grad, rtol=1e-12, atol=0)
+    finally:
+        MAPS.pop(Scaled)
+
+
+def test_jacobians_of_a_whole_batch_at_once(x):
+    model = net().double()
+    tp.attach(model, rule="symmetric")
+    model_plain = net().double()
+    x = x.double()
+    own = torch.autograd.functional.jacobian(model, x, vectorize=True)
+    plain = torch.autograd.functional.jacobian(model_plain, x)
+    torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_a_weight_that_is_measured_is_that_which_the_rule_sends(x):
+    model = net()
+    feedback = tp.attach(model, rule="sign_symmetry")
+    found = tp.analysis.alignment(model, feedback, lambda m: m(x).square().sum())
+    sent = feedback.rule.sent(model[2].weight, model[2].feedback_weight).detach()
+    cosine = F.cosine_similarity(sent.flatten(), model[2].weight.detach().flatten(), 0)
+    assert found["2.weight"].weight_angle == pytest.approx(math.degrees(math.acos(cosine)), abs=0.1)
+
+
+def test_a_measurement_leaves_a_losss_own_gradients_alone():
+    class Tempered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.ones(()))
+
+        def forward(self, logits, y):
+            return F.cross_entropy(logits * self.t, y)
+
+    net, loss = tp.pair(nn.Sequential(nn.Linear(4, 5), nn.ELU(), nn.Linear(5, 3))), Tempered()
+    algo = tp.algorithms.LDRL(net, loss=loss)
+    tp.analysis.alignment(net, algo, torch.randn(6, 4), torch.randint(3, (6,)))
+    assert loss.t.grad is None
