@@ -454,3 +454,22 @@ def test_a_measurement_leaves_a_losss_own_gradients_alone():
     algo = tp.algorithms.LDRL(net, loss=loss)
     tp.analysis.alignment(net, algo, torch.randn(6, 4), torch.randint(3, (6,)))
     assert loss.t.grad is None
+
+
+@pytest.mark.parametrize("masks", [{"key_padding_mask": (2, 1)}, {"attn_mask": (1, 5)}])
+def test_masks_are_not_broadcast(masks):
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    tp.attach(model)
+    q = torch.randn(2, 5, 8)
+    given = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in masks.items()}
+    with pytest.raises(RuntimeError, match="expected"):
+        model(q, q, q, **given)
+
+
+def test_a_weight_that_a_hook_makes_only_in_a_pass_is_asked_for():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    weight = model[2].weight
+    del model[2].weight
+    model[2].register_parameter("weight_orig", weight)
+    with pytest.raises(ValueError, match=r"'2' .* has no weight before its first pass"):
+        tp.attach(model)

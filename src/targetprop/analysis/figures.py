@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ def draw_cost(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
         ax.axvline(1, color="black", lw=0.8, ls=":", label="backprop")
         measured = [row for row in rows if row["angle_max"]]
         for i, row in enumerate(measured):
-            mean = max(row["angle_mean"], 1e-3)
+            mean = max(row["angle_mean"], 1e-6)  # a logarithmic axis has no 0
             most = max(row["angle_max"], mean)
             marker = "osD^v"[i // 10 % 5]
             ax.errorbar(
@@ -57,7 +58,7 @@ def draw_cost(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
         ax.set(
             title=title,
             xlabel="time per step / backprop's",
-            ylabel="angle to backprop, mean and largest (degrees)",
+            ylabel="angle to backprop (°): mean, largest",
         )
         ax.set_yscale("log")
         if any(row["ratio"] > 5 for row in measured):
@@ -118,15 +119,21 @@ def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
     angled = [
         label
         for label, rows in runs.items()
-        if any(max(row.get("angle", {"": 0}).values()) > 1e-3 for row in rows)
+        if any(max(row.get("angle", {"": 0}).values()) > 0 for row in rows)  # backprop's are 0
     ]
+    from matplotlib import colormaps
+
     figure, (axes,) = panels(2 + len(angled))
+    viridis = colormaps["viridis"]  # of the layers of a deep network, from input to output
+    styles = itertools.cycle(("-", "--", ":", "-."))  # so that equal curves are seen to be two
     for label, rows in runs.items():
+        style = next(styles)
         train = [row for row in rows if row["kind"] == "train"]
         window = max(1, len(train) // 40)
         axes[0].plot(
             [row["step"] for row in train],
             smoothed([row["loss"] for row in train], window),
+            style,
             label=label,
         )
         scored = [row for row in rows if row["kind"] == "validation"]
@@ -135,6 +142,7 @@ def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
         axes[1].plot(
             [row["step"] for row in shown],
             values if scored else smoothed(values, window),
+            style,
             label=label,
             marker=".",
         )
@@ -147,12 +155,16 @@ def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
     )
     for ax, label in zip(axes[2:], angled, strict=True):
         measured = [row for row in runs[label] if row.get("angle")]
-        for name in measured[0]["angle"]:
+        names, last = list(measured[0]["angle"]), len(measured[0]["angle"]) - 1
+        for index, (name, style) in enumerate(zip(names, styles, strict=False)):
+            ends = "input" if index == 0 else "output" if index == last else "_"
+            many = {"color": viridis(index / last), "label": ends} if last > 8 else {"label": name}
             ax.plot(
                 [row["step"] for row in measured],
                 [row["angle"][name] for row in measured],
-                label=name,
+                style,
                 marker=".",
+                **many,
             )
         ax.set(
             title=f"{label}: update vs backprop gradient", xlabel="step", ylabel="angle (degrees)"

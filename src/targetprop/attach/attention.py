@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 from targetprop.attach import function
 from targetprop.attach.function import needs_gradient
 from targetprop.attach.link import Attached, refuse_export
-from targetprop.attach.refusals import refuse_nested
+from targetprop.attach.refusals import label, refuse_nested
 
 
 class AttachedAttention(Attached):
@@ -43,79 +44,22 @@ class AttachedAttention(Attached):
         elif self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         length, batch, _ = query.shape
-        heads, size = self.num_heads, self.embed_dim // self.num_heads
-
-        key_padding_mask = F._canonical_mask(
-            key_padding_mask,
-            "key_padding_mask",
-            F._none_or_dtype(attn_mask),
-            "attn_mask",
-            query.dtype,
+        self._refuse_masks(length, batch, len(key), key_padding_mask, attn_mask)
+        mask, padding, is_causal = canonical(
+            key_padding_mask, attn_mask, is_causal, need_weights, query.dtype
         )
-        if is_causal and attn_mask is None:
-            raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
-        if is_causal and key_padding_mask is None and not need_weights:
-            attn_mask = None
-        else:
-            attn_mask = F._canonical_mask(attn_mask, "attn_mask", None, "", query.dtype, False)
-            is_causal = is_causal and key_padding_mask is None
-        if attn_mask is not None and attn_mask.dim() == 2:
-            attn_mask = attn_mask.unsqueeze(0)
-
         q, k, v = (self._project(i, x) for i, x in enumerate((query, key, value)))
-        added = 0
-        if self.bias_k is not None:
-            k, v, added = (
-                torch.cat([k, self.bias_k.repeat(1, batch, 1)]),
-                torch.cat([v, self.bias_v.repeat(1, batch, 1)]),
-                1,
-            )
-        q = q.reshape(length, batch * heads, size).transpose(0, 1)
-        k, v = (x.reshape(x.shape[0], batch * heads, size).transpose(0, 1) for x in (k, v))
-        if self.add_zero_attn:
-            zero = (batch * heads, 1, size)
-            k, v, added = (
-                torch.cat([k, k.new_zeros(zero)], 1),
-                torch.cat([v, v.new_zeros(zero)], 1),
-                added + 1,
-            )
-        if added:
-            attn_mask = None if attn_mask is None else F.pad(attn_mask, (0, added))
-            key_padding_mask = (
-                None if key_padding_mask is None else F.pad(key_padding_mask, (0, added))
-            )
-        if key_padding_mask is not None:
-            spread = (
-                key_padding_mask.view(batch, 1, 1, key_padding_mask.shape[1])
-                .expand(-1, heads, -1, -1)
-                .reshape(batch * heads, 1, key_padding_mask.shape[1])
-            )
-            attn_mask = spread if attn_mask is None else attn_mask + spread
+        q, k, v, added = self._heads(q, k, v)
+        mask = merged(mask, padding, added, self.num_heads)
         dropout = self.dropout if self.training else 0.0
-
-        weights = None
         if need_weights:
-            scaled = q * math.sqrt(1.0 / size)
-            scores = (
-                torch.bmm(scaled, k.mT)
-                if attn_mask is None
-                else torch.baddbmm(attn_mask, scaled, k.mT)
-            )
-            weights = F.softmax(scores, -1)
-            if dropout > 0.0:
-                weights = F.dropout(weights, dropout)
-            out = torch.bmm(weights, v).transpose(0, 1).reshape(length, batch, self.embed_dim)
-            weights = weights.view(batch, heads, length, weights.shape[-1])
+            out, weights = weighted(q, k, v, mask, dropout)
+            weights = weights.view(batch, self.num_heads, length, weights.shape[-1])
             weights = weights.mean(1) if average_attn_weights else weights
+            out = out.transpose(0, 1).reshape(length, batch, self.embed_dim)
         else:
-            if attn_mask is not None:
-                attn_mask = (
-                    attn_mask.unsqueeze(0)
-                    if attn_mask.shape[0] == 1
-                    else attn_mask.view(batch, heads, *attn_mask.shape[1:])
-                )
-            q, k, v = (x.view(batch, heads, x.shape[1], size) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal)
+            weights = None
+            out = fused(q, k, v, mask, dropout, is_causal, (batch, self.num_heads))
             out = out.permute(2, 0, 1, 3).reshape(length, batch, self.embed_dim)
         if self._feedback.direct and self.batch_first and batched:
             # An error finds its sample in the first dimension.
@@ -125,6 +69,41 @@ class AttachedAttention(Attached):
         if not batched:
             return out.squeeze(1), None if weights is None else weights.squeeze(0)
         return (out.transpose(0, 1) if self.batch_first else out), weights
+
+    def _heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """(length, batch, width) each to (batch · heads, length, size); how many keys it added."""
+        batch, size, added = q.shape[1], self.embed_dim // self.num_heads, 0
+        if self.bias_k is not None:
+            k = torch.cat([k, self.bias_k.repeat(1, batch, 1)])
+            v = torch.cat([v, self.bias_v.repeat(1, batch, 1)])
+            added += 1
+        q, k, v = (
+            x.reshape(x.shape[0], batch * self.num_heads, size).transpose(0, 1) for x in (q, k, v)
+        )
+        if self.add_zero_attn:
+            k, v = (torch.cat([x, x.new_zeros(len(x), 1, size)], 1) for x in (k, v))
+            added += 1
+        return q, k, v, added
+
+    def _refuse_masks(
+        self, length: int, batch: int, keys: int, padding: Tensor | None, mask: Tensor | None
+    ) -> None:
+        """Refuse masks that would be broadcast, as the plain module does.
+
+        Raises:
+            RuntimeError: one is of another shape than attention takes.
+
+        """
+        whole = ((length, keys), (batch * self.num_heads, length, keys))
+        for name, given, taken in (
+            ("key_padding_mask", padding, ((batch, keys),)),
+            ("attn_mask", mask, whole),
+        ):
+            if given is not None and tuple(given.shape) not in taken:
+                raise RuntimeError(
+                    f"{label(self)} got {name} of shape {tuple(given.shape)}; expected "
+                    f"{' or '.join(map(str, taken))}."
+                )
 
     def _project(self, index: int, x: Tensor) -> Tensor:
         """The in-projection number ``index`` of q, k and v."""
@@ -149,3 +128,61 @@ class AttachedAttention(Attached):
         return function.linear(
             x, weight, bias, self._sent(self.in_proj_weight, "in_proj_feedback_weight")[part]
         )
+
+
+def canonical(
+    padding: Tensor | None, mask: Tensor | None, is_causal: bool, need_weights: bool, dtype: Any
+) -> tuple[Tensor | None, Tensor | None, bool]:
+    """(what is added to the scores, likewise of the keys, whether the kernel masks by itself).
+
+    Raises:
+        RuntimeError: ``is_causal``, a hint of what ``mask`` is, without it.
+
+    """
+    padding = F._canonical_mask(
+        padding, "key_padding_mask", F._none_or_dtype(mask), "attn_mask", dtype
+    )
+    if is_causal and mask is None:
+        raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+    if is_causal and padding is None and not need_weights:
+        return None, None, True
+    mask = F._canonical_mask(mask, "attn_mask", None, "", dtype, False)
+    if mask is not None and mask.dim() == 2:
+        mask = mask.unsqueeze(0)
+    return mask, padding, is_causal and padding is None
+
+
+def merged(mask: Tensor | None, padding: Tensor | None, added: int, heads: int) -> Tensor | None:
+    """One mask, (1 or batch · heads, 1 or length, keys), of both; added keys are never masked."""
+    if added:
+        mask, padding = (None if m is None else F.pad(m, (0, added)) for m in (mask, padding))
+    if padding is None:
+        return mask
+    batch, keys = padding.shape
+    spread = padding.view(batch, 1, 1, keys).expand(-1, heads, -1, -1)
+    spread = spread.reshape(batch * heads, 1, keys)
+    return spread if mask is None else mask + spread
+
+
+def weighted(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """softmax(QKᵀ/√d + mask) V, and the softmax, (batch · heads, length, ·) each."""
+    q = q * math.sqrt(1.0 / q.shape[-1])
+    scores = torch.bmm(q, k.mT) if mask is None else torch.baddbmm(mask, q, k.mT)
+    weights = F.softmax(scores, -1)
+    if dropout > 0.0:
+        weights = F.dropout(weights, dropout)
+    return torch.bmm(weights, v), weights
+
+
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool,
+    apart: tuple[int, int],
+) -> Tensor:  # fmt: skip
+    """The same by torch's kernel, (batch, heads, length, size); ``apart``: batch and heads."""
+    if mask is not None:
+        one = mask.shape[0] == 1
+        mask = mask.unsqueeze(0) if one else mask.view(*apart, *mask.shape[1:])
+    q, k, v = (x.view(*apart, *x.shape[1:]) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)

@@ -123,6 +123,12 @@ def refuse_weights(name: str, module: nn.Module) -> None:
             f"'{name}' ({type(module).__name__}) has complex weights, which feedback "
             "does not serve; skip it."
         )
+    kind = kind_of(module)
+    if kind and not all(hasattr(module, own.weight) for own in kind.layouts(module, False)):
+        raise ValueError(
+            f"'{name}' ({type(module).__name__}) has no weight before its first pass; run one "
+            "batch through the model before attach."
+        )
     known = module._parameters.get("feedback_weight")  # a layer that was paired keeps its own
     if known is not None and known.shape != getattr(getattr(module, "weight", None), "shape", None):
         raise ValueError(

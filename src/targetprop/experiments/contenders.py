@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from targetprop.algorithms import LDRL, Backprop
-from targetprop.attach import attach
+from targetprop.attach import Feedback, attach
 from targetprop.data import Batches, Dataset
 from targetprop.feedback import PredictiveSolver, SGDSolver
 from targetprop.laboratory import networks
@@ -185,7 +185,11 @@ def contender(
             feedback_of.follow(optimizer)
         run = torch.compile(net, fullgraph=True) if setting.compiled else net
         return Contender(
-            name, net if feedback_of else None, feedback_of, plain_step(run, optimizer), *FAST
+            name,
+            net if feedback_of else None,
+            feedback_of,
+            plain_step(run, optimizer, feedback_of),
+            *FAST,
         )
     if kind == "backprop":
         algo: Any = Backprop(net)
@@ -253,15 +257,15 @@ def mean_loss(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
 
 
 def plain_step(
-    net: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer
+    net: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, feedback: Feedback | None
 ) -> Callable[[Tensor, Tensor], int]:
-    """A training step as anyone writes it."""
+    """A training step as anyone writes it; it returns the probes that ``feedback`` made."""
 
     def step(x: Tensor, y: Tensor) -> int:
         optimizer.zero_grad()
         mean_loss(net, x, y).backward()
         optimizer.step()
-        return 0
+        return sum(done.iterations for done in feedback.report.values()) if feedback else 0
 
     return step
 

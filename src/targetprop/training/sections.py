@@ -213,8 +213,15 @@ class Config:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean …?' with the known word most like ``word``, else the list of all."""
+    """'did you mean …?' with the known word most like ``word``, else the list of all it may be."""
     last = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
     last.sort(key=lambda key: key.split(".")[0] in (*SOLVERS, "drl"))  # those of all runs first
-    near = last[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    section = word.rpartition(".")[0]
+    beside = [key for key in known if section and key.rpartition(".")[0] == section]
+    if beside and not last:  # of keys of one section only what differs counts
+        own = {key.rpartition(".")[2]: key for key in beside}
+        near = difflib.get_close_matches(word.rpartition(".")[2], list(own), n=1, cutoff=0.5)
+        near, known = [own[part] for part in near], beside
+    else:
+        near = last[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."
