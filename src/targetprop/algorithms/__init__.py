@@ -3,7 +3,7 @@
 import sys
 
 from targetprop import rules
-from targetprop.algorithms.attached import Attached, carried
+from targetprop.algorithms.attached import AttachedAlgorithm, carried
 from targetprop.algorithms.backprop import Backprop
 from targetprop.algorithms.base import Algorithm, Report
 from targetprop.algorithms.ddtp_linear import DDTPLinear
@@ -44,7 +44,7 @@ __all__ = [
     "DTP",
     "LDRL",
     "Algorithm",
-    "Attached",
+    "AttachedAlgorithm",
     "Backprop",
     "DDTPLinear",
     "DirectFeedbackAlignment",

@@ -19,7 +19,7 @@ from targetprop.maps import is_feedback
 from targetprop.rules import Rule
 
 
-class Attached(Algorithm):
+class AttachedAlgorithm(Algorithm):
     r"""A rule on any ``nn.Module``, as an algorithm like all others; see :func:`targetprop.attach`.
 
         e^{n-1} = (∂ρ)ᵀ A_Bᵀ eⁿ,   ∇θⁿ = ∂⟨eⁿ, A_θ sⁿ⁻¹⟩/∂θⁿ
@@ -178,7 +178,7 @@ class Attached(Algorithm):
             self.feedback.load_state_dict(state["feedback"])
 
 
-def carried(rule: type[Rule]) -> type[Attached]:
+def carried(rule: type[Rule]) -> type[AttachedAlgorithm]:
     """The algorithm of a rule that autograd carries, named and described as the rule is."""
     places = {
         "rule_type": rule,
@@ -186,7 +186,7 @@ def carried(rule: type[Rule]) -> type[Attached]:
         "__doc__": rule.__doc__,
         "__module__": "targetprop.algorithms",
     }
-    return type(rule.__name__, (Attached,), places)
+    return type(rule.__name__, (AttachedAlgorithm,), places)
 
 
 def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback | None:

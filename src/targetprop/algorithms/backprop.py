@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from targetprop.algorithms.attached import Attached
+from targetprop.algorithms.attached import AttachedAlgorithm
 from targetprop.algorithms.losses import Loss
 from targetprop.properties import Row
 
 
-class Backprop(Attached):
+class Backprop(AttachedAlgorithm):
     """∂L/∂θ of the batch mean by autograd (Rumelhart et al. 1986), of any module, attached or not.
 
     Example:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from targetprop import rules
-from targetprop.algorithms.attached import Attached
+from targetprop.algorithms.attached import AttachedAlgorithm
 from targetprop.algorithms.base import Report, demand_explicit
 from targetprop.algorithms.local import Local
 from targetprop.algorithms.losses import Loss, check_beta, output_error
@@ -17,7 +17,7 @@ from targetprop.laboratory.layers import Gradients, Layer, Trace
 from targetprop.laboratory.pairing import Network
 
 
-class AttachedLDRL(Attached):
+class AttachedLDRL(AttachedAlgorithm):
     """L-DRL on any module: what ``LDRL(module)`` makes."""
 
     rule_type = rules.LDRL

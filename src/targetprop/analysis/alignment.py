@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from targetprop.algorithms import Algorithm, Attached
+from targetprop.algorithms import Algorithm, AttachedAlgorithm
 from targetprop.algorithms.attached import logits_of, named_by_layer
+from targetprop.analysis.measures import angle, distance, size
 from targetprop.analysis.refusals import arguments_of, refuse_foreign
 from targetprop.attach import Feedback
 from targetprop.attach.coverage import unchanged
@@ -48,19 +49,6 @@ class LayerAlignment:
     weight_distance: float | None = None
     mismatch: float | None = None
     update_size: float | None = None
-
-
-def angle(a: Tensor, b: Tensor) -> Tensor:
-    """Angle of two flattened arrays, degrees, precise if small (Kahan: 2·atan2); 90 if one is 0."""
-    a, b = a.flatten(), b.flatten()
-    na, nb = a.norm(), b.norm()
-    radians = 2 * torch.atan2((a * nb - b * na).norm(), (a * nb + b * na).norm())
-    return torch.where((na > 0) & (nb > 0), torch.rad2deg(radians), torch.full_like(radians, 90.0))
-
-
-def distance(reference: Tensor, other: Tensor) -> Tensor:
-    """‖reference − other‖/‖reference‖; infinite, or nan where both are 0, for a reference of 0."""
-    return (reference - other).norm() / reference.norm()
 
 
 @torch.no_grad()
@@ -128,11 +116,6 @@ def backprop_gradients(net: Network, algo: Algorithm, x: Tensor, y: Tensor) -> l
     return gradients
 
 
-def size(reference: Tensor, other: Tensor) -> float:
-    """‖other‖/‖reference‖."""
-    return (other.norm() / reference.norm()).item()
-
-
 def update_alignment(updates: list[Tensor], gradients: list[Tensor]) -> list[tuple[float, float]]:
     """(angle in degrees, relative distance) of every update to its gradient."""
     return [
@@ -190,7 +173,7 @@ def alignment(
         refuse_foreign(net, algo)
         loss_fn: Any = x if y is None else None
         return attached_alignment(net, algo, loss_fn)
-    if isinstance(algo, Attached) and y is not None:
+    if isinstance(algo, AttachedAlgorithm) and y is not None:
         return algorithm_alignment(net, algo, x, y)
     if not isinstance(algo, Algorithm) or y is None:
         raise TypeError(
@@ -272,7 +255,7 @@ def attached_alignment(
 
 
 def algorithm_alignment(
-    net: nn.Module, algo: Attached, x: Tensor, y: Tensor
+    net: nn.Module, algo: AttachedAlgorithm, x: Tensor, y: Tensor
 ) -> dict[str, LayerAlignment]:
     """See :func:`alignment`: the case of an algorithm on a plain module."""
     algo.ready(x)
@@ -280,13 +263,15 @@ def algorithm_alignment(
     return named_by_layer(net, attached_alignment(net, algo.feedback, loss, algo.ranks.data))
 
 
-def batch_loss(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> Tensor:
+def batch_loss(net: nn.Module, algo: AttachedAlgorithm, x: Tensor, y: Tensor) -> Tensor:
     """What ``algo.backward(x, y)`` differentiates; backpropagation's goes through θ in any case."""
     with backpropagating(net) if algo.rule is None else nullcontext():
         return algo.loss(logits_of(net(x), net), y)
 
 
-def attached_angles(net: nn.Module, algo: Attached, x: Tensor, y: Tensor) -> dict[str, float]:
+def attached_angles(
+    net: nn.Module, algo: AttachedAlgorithm, x: Tensor, y: Tensor
+) -> dict[str, float]:
     """Angle of each weight's update to backprop's gradient, on plain modules; 0 for backprop."""
     weights = {
         name: p

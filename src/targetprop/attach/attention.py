@@ -11,11 +11,11 @@ from torch import Tensor
 
 from targetprop.attach import function
 from targetprop.attach.function import needs_gradient
-from targetprop.attach.link import Attached, refuse_export
+from targetprop.attach.link import AttachedModule, refuse_export
 from targetprop.attach.refusals import label, refuse_nested
 
 
-class AttachedAttention(Attached):
+class AttachedAttention(AttachedModule):
     """Its three in-projections are maps, its out-projection is an attached ``Linear``."""
 
     def forward(

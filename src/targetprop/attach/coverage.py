@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.attach.kinds import REFUSED, kind_of
-from targetprop.attach.link import Attached, Link
+from targetprop.attach.link import AttachedModule, Link
 from targetprop.attach.registered import refuse_other
 from targetprop.attach.watch import Watch, tensors_in
 
@@ -46,7 +46,11 @@ def remedy(name: str, watch: Watch) -> str:
         if isinstance(module, torch.jit.ScriptModule):
             return f"'{path}' was scripted, which attach cannot enter; leave out torch.jit"
         kind = kind_of(module)
-        if kind and kind.name not in ("norm", "activation") and not isinstance(module, Attached):
+        if (
+            kind
+            and kind.name not in ("norm", "activation")
+            and not isinstance(module, AttachedModule)
+        ):
             return f"'{path}' was added after attach; call detach() and attach again"
     return (
         "use it through a module such as nn.Linear, or register its module with targetprop.register"
@@ -160,7 +164,7 @@ class FirstPass:
         self.handles = []
 
 
-Call = tuple[Attached, bool, Any]
+Call = tuple[AttachedModule, bool, Any]
 """An attached module, whether its input needs a gradient, and the shapes (of inputs, of output)."""
 
 
@@ -212,7 +216,7 @@ def example_pass(
     handles = [
         module.register_forward_hook(seen, with_kwargs=True)
         for module in model.modules()
-        if isinstance(module, Attached)
+        if isinstance(module, AttachedModule)
     ]
     try:
         with unchanged(model), torch.enable_grad(), Watch(model, ignored, inputs) as watch:

@@ -11,7 +11,7 @@ from torch import nn
 from targetprop.attach.handle import Feedback
 from targetprop.attach.install import Gains, is_paired
 from targetprop.attach.kinds import kind_of
-from targetprop.attach.link import Attached, links_of
+from targetprop.attach.link import AttachedModule, links_of
 from targetprop.feedback import SOLVERS, Fixed, ProbeSolver
 from targetprop.rules import Rule, rule_of
 
@@ -103,7 +103,7 @@ def attach(
             "gains='learned' and beta=... would change nothing; attach the "
             "nn.Sequential that it was made of."
         )
-    if any(isinstance(module, Attached) for module in model.modules()):
+    if any(isinstance(module, AttachedModule) for module in model.modules()):
         given = {
             "only": only,
             "skip": skip,
@@ -179,7 +179,7 @@ def adopted(
         if (
             kind
             and kind.name not in ("norm", "activation")
-            and not isinstance(module, Attached)
+            and not isinstance(module, AttachedModule)
             and name not in left_out
         ):
             raise ValueError(

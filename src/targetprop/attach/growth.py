@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from targetprop.attach.install import is_paired, look, sites_of, unfed
 from targetprop.attach.kinds import KINDS
-from targetprop.attach.link import Attached, Link
+from targetprop.attach.link import AttachedModule, Link
 from targetprop.attach.sites import Site
 from targetprop.rules import Rule
 from targetprop.seeds import mixed
@@ -20,7 +20,7 @@ from targetprop.seeds import mixed
 def plant(
     model: nn.Module,
     link: Link,
-    modules: dict[str, Attached],
+    modules: dict[str, AttachedModule],
     example_inputs: Sequence[Any],
     left_out: Sequence[str],
     strict: bool,
@@ -121,7 +121,7 @@ def direct(
         )
     x = inputs["qkv".index(site.layout.suffix[0]) if site.layout.suffix else 0]
     forms = {site.layout.form, KINDS[last._feedback_kind].layouts(last, True)[0].form}
-    per_position = forms <= {"dense", "transposed"} and error[:-1] == x[:-1]
+    per_position = forms <= {"dense", "inputs_first"} and error[:-1] == x[:-1]
     if not per_position and error[:1] != x[:1]:
         raise ValueError(
             f"'{site.name}' reads {tuple(x)} while the output's error is {tuple(error)}; direct "

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from targetprop.attach import coverage
 from targetprop.attach.kinds import KINDS, NORMS, attached_class, become, kind_of, own_class
-from targetprop.attach.link import Attached, Broadcast, Link, links_of
+from targetprop.attach.link import AttachedModule, Broadcast, Link, links_of
 from targetprop.attach.reminder import Reminder
 from targetprop.attach.sites import Site
 from targetprop.laboratory.pairing import Network
@@ -30,7 +30,7 @@ def take(
     skip: str | None,
     gains: Gains,
     beta: float | None,
-) -> tuple[Link, dict[str, Attached], list[str]]:
+) -> tuple[Link, dict[str, AttachedModule], list[str]]:
     """Make a model's maps attached modules; the model stays as it was on a refusal or without any.
 
     Returns:
@@ -40,7 +40,9 @@ def take(
     before = next(iter(links_of(model)), None)
     if before is not None:
         taken = {
-            name: module for name, module in model.named_modules() if isinstance(module, Attached)
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, AttachedModule)
         }
         unhook(model, coverage.FirstPass, Reminder)  # of the model that this one is a copy of
         return before, taken, list(before.left_out)
@@ -88,7 +90,7 @@ def take(
     return link, taken, left_out
 
 
-def give_back(model: nn.Module, taken: Mapping[str, Attached]) -> None:
+def give_back(model: nn.Module, taken: Mapping[str, AttachedModule]) -> None:
     """Release all modules of ``model`` that were taken."""
     paired = is_paired(model)
     for module in taken.values():
@@ -139,7 +141,7 @@ def refuse_weights(name: str, module: nn.Module) -> None:
 
 def refuse_idle(
     model: nn.Module,
-    taken: Mapping[str, Attached],
+    taken: Mapping[str, AttachedModule],
     skip: str | None,
     gains: Gains,
     beta: float | None,
@@ -156,7 +158,7 @@ def refuse_idle(
     others = {
         name: module
         for name, module in model.named_modules()
-        if not isinstance(module, Attached) and name not in left_out
+        if not isinstance(module, AttachedModule) and name not in left_out
     }
     idle, missed = [], []
     if skip is not None and not any(re.search(skip, name) for name, _ in model.named_modules()):
@@ -232,12 +234,12 @@ def look(
     return reads, shapes, maps[-1] if maps else None
 
 
-def unfed(modules: Mapping[str, Attached]) -> set[int]:
+def unfed(modules: Mapping[str, AttachedModule]) -> set[int]:
     """The modules that were given no ω: what only reads data needs none."""
     return {id(m) for m in modules.values() if not any(map(is_feedback, m._parameters))}
 
 
-def sites_of(modules: Mapping[str, Attached], reads: set, direct: bool) -> list[Site]:
+def sites_of(modules: Mapping[str, AttachedModule], reads: set, direct: bool) -> list[Site]:
     """The maps of all ``modules`` that send a signal back; those of ``reads`` only read data."""
     sites = []
     for name, module in modules.items():
@@ -255,7 +257,7 @@ def is_paired(model: nn.Module) -> bool:
     return any(isinstance(module, Network) for module in model.modules())
 
 
-def release(module: Attached, paired: bool = False) -> None:
+def release(module: AttachedModule, paired: bool = False) -> None:
     """Give a module back its class; ω that came with a paired layer stay."""
     base = module._feedback_base
     if own_class(module) is not attached_class(base, KINDS[module._feedback_kind]):

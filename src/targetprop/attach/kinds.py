@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from targetprop.attach import modules
 from targetprop.attach.attention import AttachedAttention
-from targetprop.attach.link import Attached
+from targetprop.attach.link import AttachedModule
 from targetprop.attach.registered import AttachedRegistered, registered
 from targetprop.laboratory.activations import MODULES as ACTIVATIONS
 
@@ -24,8 +24,8 @@ class Layout:
     Attributes:
         weight: name of θ.
         feedback: name of ω.
-        form: how θ lies: ``"dense"`` (outputs, inputs), ``"transposed"`` (inputs, outputs),
-            ``"kernel"`` (outputs, inputs / groups, \*kernel), ``"transposed kernel"`` (inputs,
+        form: how θ lies: ``"dense"`` (outputs, inputs), ``"inputs_first"`` (inputs, outputs),
+            ``"kernel"`` (outputs, inputs / groups, \*kernel), ``"kernel_inputs_first"`` (inputs,
             outputs / groups, \*kernel: one position of the input answers with a whole kernel),
             ``"diagonal"`` (gains, as many maps of one input), ``"field"`` (any).
         groups: of a kernel.
@@ -49,11 +49,11 @@ class Layout:
         """The same as matrices."""
         if self.form == "dense":
             return w.unsqueeze(0)
-        if self.form == "transposed":
+        if self.form == "inputs_first":
             return w.T.unsqueeze(0)
         if self.form == "kernel":
             return w.reshape(self.groups, w.shape[0] // self.groups, -1)
-        if self.form == "transposed kernel":
+        if self.form == "kernel_inputs_first":
             return w.reshape(self.groups, w.shape[0] // self.groups, -1).mT
         return w.reshape(-1, 1, 1)
 
@@ -61,9 +61,11 @@ class Layout:
         """The array of ``shape`` whose matrices these are."""
         if self.form == "dense":
             return matrices[0]
-        if self.form == "transposed":
+        if self.form == "inputs_first":
             return matrices[0].T
-        return (matrices.mT if self.form == "transposed kernel" else matrices).reshape(tuple(shape))
+        return (matrices.mT if self.form == "kernel_inputs_first" else matrices).reshape(
+            tuple(shape)
+        )
 
 
 def projections(attention: Any, direct: bool) -> list[Layout]:
@@ -94,7 +96,7 @@ class Kind:
 
     name: str
     types: tuple[type[nn.Module], ...]
-    mixin: type[Attached]
+    mixin: type[AttachedModule]
     layouts: Callable[[Any, bool], list[Layout]]
 
 
@@ -117,13 +119,15 @@ KINDS = {
             lambda m, direct: [Layout(form="kernel", groups=m.groups)],
         ),
         Kind(
-            "transposed",
+            "transposed_convolution",
             TRANSPOSED,
             modules.AttachedTransposedConvolution,
-            lambda m, direct: [Layout(form="transposed kernel", groups=m.groups)],
+            lambda m, direct: [Layout(form="kernel_inputs_first", groups=m.groups)],
         ),
         Kind("attention", (nn.MultiheadAttention,), AttachedAttention, projections),
-        Kind("conv1d", (), modules.AttachedConv1D, lambda m, direct: [Layout(form="transposed")]),
+        Kind(
+            "hf_conv1d", (), modules.AttachedConv1D, lambda m, direct: [Layout(form="inputs_first")]
+        ),
         Kind("registered", (), AttachedRegistered, lambda m, direct: [Layout(form="field")]),
         Kind(
             "norm",
@@ -151,11 +155,11 @@ REFUSED: dict[type[nn.Module], str] = {
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None for others, and for those that compute something of their own."""
-    if isinstance(module, Attached):
+    if isinstance(module, AttachedModule):
         return KINDS[module._feedback_kind]
     own = own_class(module)
     if own.__name__ == "Conv1D" and own.__module__ == "transformers.pytorch_utils":
-        return KINDS["conv1d"]
+        return KINDS["hf_conv1d"]
     for kind in KINDS.values():
         for known in kind.types:
             if isinstance(module, known) and inherits(module, known):
@@ -174,12 +178,12 @@ def inherits(module: nn.Module, known: type[nn.Module]) -> bool:
     )
 
 
-_classes: weakref.WeakValueDictionary[tuple[type[nn.Module], str], type[Attached]] = (
+_classes: weakref.WeakValueDictionary[tuple[type[nn.Module], str], type[AttachedModule]] = (
     weakref.WeakValueDictionary()
 )
 
 
-def attached_class(base: type[nn.Module], kind: Kind) -> type[Attached]:
+def attached_class(base: type[nn.Module], kind: Kind) -> type[AttachedModule]:
     """The subclass of ``base`` that runs through ω; made once, named as ``base``."""
     key = (base, kind.name)
     made = _classes.get(key)

@@ -56,7 +56,7 @@ class Link:
         return self.__dict__ | {"error": None, "exact": False, "handle": None}
 
 
-class Attached(nn.Module):
+class AttachedModule(nn.Module):
     """What every attached module adds to its class."""
 
     _feedback: Link
@@ -155,7 +155,9 @@ def refuse_export() -> None:
 def links_of(model: nn.Module) -> list[Link]:
     """What the attached modules of a model share: one link, or none where nothing is attached."""
     return list(
-        {id(m._feedback): m._feedback for m in model.modules() if isinstance(m, Attached)}.values()
+        {
+            id(m._feedback): m._feedback for m in model.modules() if isinstance(m, AttachedModule)
+        }.values()
     )
 
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from targetprop.attach import function
 from targetprop.attach.difference import difference
-from targetprop.attach.link import Attached
+from targetprop.attach.link import AttachedModule
 from targetprop.attach.refusals import label
 from targetprop.laboratory.activations import MODULES as ACTIVATIONS
 
 
-class AttachedLinear(Attached):
+class AttachedLinear(AttachedModule):
     """x θᵀ + b."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class AttachedLinear(Attached):
         )
 
 
-class AttachedConv1D(Attached):
+class AttachedConv1D(AttachedModule):
     """The transposed linear map of ``transformers``: θ is (inputs, outputs)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class AttachedConv1D(Attached):
         )
 
 
-def by_values(module: Attached, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+def by_values(module: AttachedModule, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
     """``act(x)`` for what acts on features, the last dimension; of a jagged x on its values."""
     if not x.is_nested:
         return act(x)
@@ -70,7 +70,7 @@ def by_values(module: Attached, x: Tensor, act: Callable[[Tensor], Tensor]) -> T
     )
 
 
-class AttachedConvolution(Attached):
+class AttachedConvolution(AttachedModule):
     """``Conv1d``, ``Conv2d`` and ``Conv3d``, every padding mode."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def padded(conv: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     ), none
 
 
-class AttachedTransposedConvolution(Attached):
+class AttachedTransposedConvolution(AttachedModule):
     """``ConvTranspose1d``, ``ConvTranspose2d`` and ``ConvTranspose3d``."""
 
     def forward(self, input: Tensor, output_size=None) -> Tensor:
@@ -144,7 +144,7 @@ class AttachedTransposedConvolution(Attached):
         return convolved(self, input, lambda x: (x, self.padding), True, tuple(extra))
 
 
-def one_input(module: Attached, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+def one_input(module: AttachedModule, args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """What a module is called with, under any name that its class gives it.
 
     Raises:
@@ -162,7 +162,7 @@ def one_input(module: Attached, args: tuple, kwargs: dict[str, Any]) -> Tensor:
     return args[0]
 
 
-class AttachedNorm(Attached):
+class AttachedNorm(AttachedModule):
     """A normalisation whose gain γ sends e down through feedback gains of its own."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -222,7 +222,7 @@ class without_affine:
         self.module._parameters.update(self.kept)
 
 
-class AttachedActivation(Attached):
+class AttachedActivation(AttachedModule):
     """An activation that sends the difference of its feedback activation at a finite nudge."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.attach import function
-from targetprop.attach.link import Attached
+from targetprop.attach.link import AttachedModule
 from targetprop.attach.modules import one_input
 from targetprop.maps import MAPS, AutogradMap, along, is_feedback
 
 
-class AttachedRegistered(Attached):
+class AttachedRegistered(AttachedModule):
     """A user's own bilinear map, as ``targetprop.register`` told it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -45,7 +45,7 @@ def others(module: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def map_of(module: Attached) -> AutogradMap:
+def map_of(module: AttachedModule) -> AutogradMap:
     """The registered map of an attached module."""
     known: Any = registered(module)
     made: Any = MAPS[known](module)
@@ -53,7 +53,7 @@ def map_of(module: Attached) -> AutogradMap:
 
 
 @torch.no_grad()
-def refuse_other(module: Attached, x: Tensor) -> None:
+def refuse_other(module: AttachedModule, x: Tensor) -> None:
     """Refuse a registered map that is not what its module computes.
 
     Raises:
@@ -75,7 +75,7 @@ def refuse_other(module: Attached, x: Tensor) -> None:
 
 def registered(module: nn.Module) -> type[nn.Module] | None:
     """The type under which ``targetprop.register`` knows what the module computes, or None."""
-    if isinstance(module, Attached):
+    if isinstance(module, AttachedModule):
         return registered_base(module._feedback_base)
     return None if "forward" in module.__dict__ else registered_base(type(module))
 

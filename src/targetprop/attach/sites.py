@@ -15,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from targetprop.attach.kinds import Layout
-from targetprop.attach.link import Attached
+from targetprop.attach.link import AttachedModule
 from targetprop.attach.refusals import refuse_reshaped
 from targetprop.attach.registered import map_of
 from targetprop.feedback.patches import Field, Patch, Probe
@@ -34,7 +34,7 @@ class Site:
     """
 
     name: str
-    module: Attached
+    module: AttachedModule
     layout: Layout
 
     @property

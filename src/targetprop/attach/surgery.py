@@ -12,7 +12,7 @@ from torch import nn
 from targetprop.attach.coverage import NotCovered
 from targetprop.attach.growth import fill
 from targetprop.attach.kinds import kind_of
-from targetprop.attach.link import Attached, Link
+from targetprop.attach.link import AttachedModule, Link
 from targetprop.attach.sites import Site, untied
 from targetprop.rules import Rule
 
@@ -108,7 +108,7 @@ def tell_newcomers(
             continue
         if kind.name != "norm" or gains:
             what = type(module).__name__
-            if isinstance(module, Attached):
+            if isinstance(module, AttachedModule):
                 what = f"a copy of an attached {module._feedback_base.__name__}"
             found.append(f"'{name}' ({what})")
     if not found:

@@ -179,7 +179,7 @@ class Step:
             self.depth += 1
             return None
         self.depth = 1  # whatever an earlier step left that failed
-        if self.finite and scaled():
+        if self.finite and called_by_scaler():
             raise RuntimeError(
                 "attach(beta=...) sends finite differences, which a gradient scaler would enlarge: "
                 "train in float32 or bfloat16 without a scaler, or leave beta out."
@@ -239,7 +239,7 @@ def calls_of_step(optimizer: Optimizer) -> int:
     return count
 
 
-def scaled() -> bool:
+def called_by_scaler() -> bool:
     """Whether an enabled gradient scaler is what called the optimizer."""
     frame = sys._getframe(1)
     while frame is not None:

@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from targetprop.attach.function import transformed
-from targetprop.attach.link import Attached
+from targetprop.attach.link import AttachedModule
 from targetprop.maps import is_feedback
 
 PRODUCTS = {
@@ -91,7 +91,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.model = model
         self.left_out = {
-            name for name in ignored if not isinstance(model.get_submodule(name), Attached)
+            name for name in ignored if not isinstance(model.get_submodule(name), AttachedModule)
         }
         self.dims: dict[str, int] = {}
         self.found: dict[str, str] = {}
@@ -183,7 +183,7 @@ class Watch(TorchDispatchMode):
             # Matrices that data choose are weights still; rows of a table are what it says.
             return tags[0] if tensors[0].dim() > 2 else signal
         if name in ("mul", "div") and len(tensors) == 2 and names:
-            return scaled(tensors, tags)._replace(grad=grad)
+            return tag_of_product(tensors, tags)._replace(grad=grad)
         if len(tensors) == 1 and (
             tags[0].form == "kernel"
             or (tags[0].form and (getattr(func, "is_view", False) or name in COPIES))
@@ -215,7 +215,7 @@ class Watch(TorchDispatchMode):
             self.found.setdefault(source, f"{name}{place()}")
 
 
-def scaled(tensors: list[Tensor], tags: list[Tag]) -> Tag:
+def tag_of_product(tensors: list[Tensor], tags: list[Tag]) -> Tag:
     """What an elementwise product of a weight with something that moves is.
 
     A signal spread over dimensions that the weight has makes another weight for every sample; one
@@ -251,7 +251,7 @@ def within_map() -> bool:
     """Whether an attached module computes; its hooks, and other methods of it, are the user's."""
     return any(
         frame.f_code.co_filename.startswith(HERE)
-        and isinstance(frame.f_locals.get("self"), Attached)
+        and isinstance(frame.f_locals.get("self"), AttachedModule)
         for frame in callers()
     )
 

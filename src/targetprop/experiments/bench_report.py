@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from targetprop.analysis.figures import draw_cost
+from targetprop.analysis.bench_figures import draw_cost
 from targetprop.analysis.tables import markdown, number
 from targetprop.experiments.contenders import Contender, Setting
 from targetprop.training.checkpoint import write_text

@@ -6,7 +6,7 @@ import inspect
 import math
 from typing import Any
 
-from targetprop.algorithms import ALGORITHMS, Attached
+from targetprop.algorithms import ALGORITHMS, AttachedAlgorithm
 from targetprop.experiments.space import Choices, Range, Space
 from targetprop.laboratory.networks import NETWORKS
 from targetprop.training.check import settings_of, solver_name
@@ -34,6 +34,6 @@ def default_space(base: Config) -> Space:
     rate = getattr(getattr(base, solver, None), "lr", None) if solver else None
     if isinstance(rate, float):
         found[f"{solver}.lr"] = around(rate, 3)
-    if "lr" in taken and not issubclass(kind, Attached):
+    if "lr" in taken and not issubclass(kind, AttachedAlgorithm):
         found["drl.lr"] = around(base.drl.lr, 3)
     return found

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from targetprop.analysis.figures import draw_scaling
+from targetprop.analysis.bench_figures import draw_scaling
 from targetprop.analysis.tables import markdown, number
 from targetprop.data import Dataset
 from targetprop.experiments import bench, bench_report

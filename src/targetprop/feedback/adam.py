@@ -39,6 +39,16 @@ class AdamSolver(Solver):
         samples: draws of noise in an update.
         weight_decay: of ω.
 
+    Raises:
+        ValueError: a setting is out of range.
+
+    Example:
+        >>> nn = torch.nn
+        >>> net = tp.pair(nn.Sequential(nn.Linear(4, 6), nn.ELU(), nn.Linear(6, 3)))
+        >>> algo = tp.algorithms.LDRL(net, solver=tp.feedback.AdamSolver(samples=3))
+        >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
+        1
+
     """
 
     noise: PerLayer = 0.1

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe
-from targetprop.feedback.solver import ProbeSolver
+from targetprop.feedback.solver import IteratedSolver
 from targetprop.properties import Row
 from targetprop.seeds import mixed
 
 
 @dataclass(frozen=True)
-class CorrelationSolver(ProbeSolver):
+class CorrelationSolver(IteratedSolver):
     """ω = C/D: C a running mean of corr(A_θ ε, ε) over probes ε, D how many outputs a weight feeds.
 
     E corr(A_θ ε, ε) = D·θ for white noise: a weight mirror (Akrout et al. 2019) for any linear map,
@@ -27,6 +27,15 @@ class CorrelationSolver(ProbeSolver):
         window: number of iterations the running mean remembers.
         iterations: per batch.
         first_iterations: the same on the first batch.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Example:
+        >>> model = torch.nn.Linear(8, 4)
+        >>> feedback = tp.attach(model, solver=tp.feedback.CorrelationSolver(first_iterations=500))
+        >>> feedback.mismatch()[""] < 0.3
+        True
 
     """
 
@@ -47,14 +56,6 @@ class CorrelationSolver(ProbeSolver):
     iterations: int = 1
     first_iterations: int = 100
     tracking: bool = False
-
-    def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
-        """``first_iterations`` updates of the running mean."""
-        return self.iterate(probe, memory, seed, self.first_iterations)
-
-    def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
-        """``iterations`` updates of the running mean."""
-        return self.iterate(probe, memory, seed, self.iterations)
 
     def iterate(self, probe: Probe, memory: Memory, seed: int, count: int) -> Tensor:
         """The new ω; the mismatch remembered is that of the ω before."""

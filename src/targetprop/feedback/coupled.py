@@ -9,13 +9,13 @@ from torch import Tensor
 
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe
-from targetprop.feedback.solver import ProbeSolver
+from targetprop.feedback.solver import IteratedSolver
 from targetprop.properties import Row
 from targetprop.seeds import mixed
 
 
 @dataclass(frozen=True)
-class CoupledSolver(ProbeSolver):
+class CoupledSolver(IteratedSolver):
     """Auxiliary weights κ predict the layer's response; ω and κ get equal corrections and decay.
 
         κ, ω ← (1 − λ)κ, (1 − λ)ω    κ, ω ← κ + Δ, ω + Δ,    Δ = A_θ − A_κ as the response shows it
@@ -27,6 +27,15 @@ class CoupledSolver(ProbeSolver):
         decay: λ.
         iterations: per batch.
         first_iterations: the same on the first batch.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Example:
+        >>> model = torch.nn.Linear(8, 4)
+        >>> feedback = tp.attach(model, solver=tp.feedback.CoupledSolver(decay=0.05))
+        >>> feedback.mismatch()[""] < 0.01
+        True
 
     """
 
@@ -48,14 +57,6 @@ class CoupledSolver(ProbeSolver):
     iterations: int = 5
     first_iterations: int = 300
     tracking: bool = False
-
-    def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
-        """``first_iterations`` of both weights."""
-        return self.iterate(probe, memory, seed, self.first_iterations)
-
-    def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
-        """``iterations`` of both weights."""
-        return self.iterate(probe, memory, seed, self.iterations)
 
     def iterate(self, probe: Probe, memory: Memory, seed: int, count: int) -> Tensor:
         """The new ω; the mismatch remembered is that of κ before the last correction."""

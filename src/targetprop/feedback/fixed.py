@@ -11,7 +11,15 @@ from targetprop.feedback.solver import ProbeSolver
 
 @dataclass(frozen=True)
 class Fixed(ProbeSolver):
-    """Leaves ω as initialised (feedback alignment: Lillicrap et al. 2016; Shibuya et al. 2023)."""
+    """Leaves ω as initialised (feedback alignment: Lillicrap et al. 2016; Shibuya et al. 2023).
+
+    Example:
+        >>> model = torch.nn.Linear(8, 4)
+        >>> feedback = tp.attach(model, solver=tp.feedback.Fixed())
+        >>> feedback.mismatch()[""] > 0.5
+        True
+
+    """
 
     learns = False
 

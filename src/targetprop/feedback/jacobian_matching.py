@@ -21,10 +21,21 @@ class JacobianMatching(Solver):
     With J_G = A_ωᵀM and J_Fᵀ = A_θᵀN, M and N the Jacobians of the feedback and of the forward
     stage, each output channel of ω is that of θ scaled by ⟨M, N⟩/⟨M, M⟩. Matched feedback has
     M = N, so ω = θ; mirror feedback does not. The inner products are taken with random signs v,
-    ⟨Mv, Nv⟩: exact unless pooling windows share a winner.
+    ⟨Mv, Nv⟩: exact unless pooling windows share a winner or mirror feedback meets zero padding,
+    whose border taps would need sums of their own.
 
     Attributes:
         draws: of signs.
+
+    Raises:
+        ValueError: ``draws`` is out of range.
+
+    Example:
+        >>> nn = torch.nn
+        >>> net = tp.pair(nn.Sequential(nn.Linear(4, 6), nn.ELU(), nn.Linear(6, 3)))
+        >>> algo = tp.algorithms.LDRL(net, solver=tp.feedback.JacobianMatching())
+        >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
+        1
 
     """
 

@@ -38,6 +38,15 @@ class PredictiveSolver(ProbeSolver):
         probe_every_at_most: up to which that interval doubles from probe to probe while the layer
             stays under tolerance.
 
+    Raises:
+        ValueError: a setting is out of range.
+
+    Example:
+        >>> model = torch.nn.Linear(8, 4)
+        >>> feedback = tp.attach(model, solver=tp.feedback.PredictiveSolver(tolerance=0.001))
+        >>> feedback.mismatch()[""] < 0.001
+        True
+
     """
 
     rows = (

@@ -38,6 +38,16 @@ class SGDSolver(Solver):
         iterations: K.
         momentum: of SGD.
 
+    Raises:
+        ValueError: a setting is out of range.
+
+    Example:
+        >>> nn = torch.nn
+        >>> net = tp.pair(nn.Sequential(nn.Linear(4, 6), nn.ELU(), nn.Linear(6, 3)))
+        >>> algo = tp.algorithms.LDRL(net, solver=tp.feedback.SGDSolver(iterations=5))
+        >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
+        5
+
     """
 
     rows = (

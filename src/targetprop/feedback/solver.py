@@ -171,6 +171,31 @@ class ProbeSolver(Solver):
         )
 
 
+class IteratedSolver(ProbeSolver):
+    """A probe solver that makes a fixed number of iterations, more of them at first.
+
+    Attributes:
+        iterations: per batch.
+        first_iterations: on the first.
+
+    """
+
+    iterations: int
+    first_iterations: int
+
+    @abstractmethod
+    def iterate(self, probe: Probe, memory: Memory, seed: int, count: int) -> Tensor:
+        """The new ω, after ``count`` iterations."""
+
+    def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
+        """``first_iterations`` at once."""
+        return self.iterate(probe, memory, seed, self.first_iterations)
+
+    def probe(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor:
+        """``iterations`` more."""
+        return self.iterate(probe, memory, seed, self.iterations)
+
+
 def probe_of(layer: Layer, trace: Trace) -> Probe:
     """The linear map of a ``targetprop.pair`` layer as a solver sees it, in its weights' format."""
     linear = layer.map.inner if isinstance(layer.map, Reduced) else layer.map

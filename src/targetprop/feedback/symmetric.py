@@ -15,7 +15,16 @@ from targetprop.ranks import ALONE, Group
 
 @dataclass(frozen=True)
 class Symmetric(Solver):
-    """Sets ω to θᵀ (weight transport): what L-DRL would learn at best, not a way to learn it."""
+    """Sets ω to θᵀ (weight transport): what L-DRL would learn at best, not a way to learn it.
+
+    Example:
+        >>> nn = torch.nn
+        >>> net = tp.pair(nn.Sequential(nn.Linear(4, 6), nn.ELU(), nn.Linear(6, 3)))
+        >>> algo = tp.algorithms.LDRL(net, solver=tp.feedback.Symmetric())
+        >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
+        1
+
+    """
 
     rows = (
         Row(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from targetprop.algorithms import ALGORITHMS, Algorithm, Attached
+from targetprop.algorithms import ALGORITHMS, Algorithm, AttachedAlgorithm
 from targetprop.feedback import SOLVERS, Fixed
 from targetprop.laboratory.networks import NETWORKS
 from targetprop.models import MODELS
@@ -111,7 +111,7 @@ def check(config: Config) -> None:
 
 def takes_solver(kind: type[Algorithm]) -> bool:
     """Whether ω of an algorithm learn by a solver that can be chosen."""
-    if issubclass(kind, Attached):
+    if issubclass(kind, AttachedAlgorithm):
         return kind.rule_type is not None and not isinstance(kind.rule_type().solver(), Fixed)
     return "solver" in inspect.signature(kind).parameters
 
@@ -123,7 +123,7 @@ def solver_name(config: Config) -> str | None:
         return config.algorithm.solver
     if "solver" not in settings_of(kind):
         return None
-    if issubclass(kind, Attached):
+    if issubclass(kind, AttachedAlgorithm):
         own = None if kind.rule_type is None else type(kind.rule_type().solver())
     else:
         own = getattr(kind, "default_solver", None)
@@ -133,7 +133,7 @@ def solver_name(config: Config) -> str | None:
 def settings_of(kind: type[Algorithm]) -> set[str]:
     """The names of what an algorithm can be told, the fields of its rule among them."""
     own = set(inspect.signature(kind.__init__).parameters)
-    if issubclass(kind, Attached) and kind.rule_type is not None:
+    if issubclass(kind, AttachedAlgorithm) and kind.rule_type is not None:
         own |= {entry.name for entry in fields(kind.rule_type)}
     return own
 

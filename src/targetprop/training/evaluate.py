@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from targetprop.algorithms import Algorithm, Attached
+from targetprop.algorithms import Algorithm, AttachedAlgorithm
 from targetprop.analysis.alignment import alignment_of_grad, attached_angles
 from targetprop.data import Batches
 from targetprop.laboratory.pairing import Network
@@ -51,7 +51,7 @@ def first_nonfinite(net: nn.Module, x: Tensor) -> str:
 
 def measure(session: Session, x: Tensor, y: Tensor) -> dict[str, float]:
     """Angle of each layer's update, as it stands in ``.grad``, to the batch's backprop gradient."""
-    if isinstance(session.algo, Attached):
+    if isinstance(session.algo, AttachedAlgorithm):
         return attached_angles(session.net, session.algo, x, y)
     net: Any = session.net
     aligned = alignment_of_grad(net, session.algo, x, y)
