@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
 from targetprop.attach import coverage
 from targetprop.attach.kinds import KINDS, NORMS, attached_class, become, kind_of, own_class
@@ -126,7 +127,11 @@ def refuse_weights(name: str, module: nn.Module) -> None:
             "does not serve; skip it."
         )
     kind = kind_of(module)
-    if kind and not all(hasattr(module, own.weight) for own in kind.layouts(module, False)):
+    layouts = kind.layouts(module, False) if kind else ()
+    # To look at a parametrised weight is to compute it: spectral norm would iterate.
+    if not parametrize.is_parametrized(module) and not all(
+        hasattr(module, layout.weight) for layout in layouts
+    ):
         raise ValueError(
             f"'{name}' ({type(module).__name__}) has no weight before its first pass; run one "
             "batch through the model before attach."
