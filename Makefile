@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test check gpu lint
+.PHONY: demo test check docs gpu lint
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,13 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --cov --cov-report=term --cov-fail-under=90
 
-check: lint test
+check: lint test docs
+
+# The site, in docs/_build/html: warnings are errors, links within it are checked, the gallery runs.
+docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b linkcheck -W -q -D sphinx_gallery_conf.plot_gallery=0 docs docs/_build/links
 
 # Stops and saves after MINUTES; run it again until it says that every run is finished.
 DATA ?= data

@@ -30,8 +30,7 @@ for option, default in {"steps": 2000, "batch": 32, "lr": 1e-3, "seed": 0}.items
 parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 args = parser.parse_args()
 
-CONTEXT = 128
-text = args.text.read_text() if args.text else inspect.getsource(argparse)
+CONTEXT, text = 128, args.text.read_text() if args.text else inspect.getsource(argparse)
 letters = sorted(set(text))
 data = torch.tensor([letters.index(letter) for letter in text])
 train, held_out = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :].to(args.device)
@@ -41,15 +40,12 @@ following = held_out[1 : windows.numel() + 1].view(-1, CONTEXT)
 torch.manual_seed(args.seed)
 model = tp.models.CharGPT(len(letters), CONTEXT).to(args.device)
 optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.1)
-schedule = torch.optim.lr_scheduler.LambdaLR(  # a warm-up, then a cosine down to a tenth
-    optimizer,
-    lambda s: min((s + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * min(1.0, s / args.steps))),
-)
+cosine = lambda s: 0.55 + 0.45 * math.cos(math.pi * min(1.0, s / args.steps))  # to a tenth
+schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 100, cosine(s)))
 if args.rule != "backprop":
     solver = tp.feedback.PredictiveSolver(0.01, tracking=False) if args.no_tracking else None
-    feedback = tp.attach(
-        model, windows[:2], rule=args.rule, solver=solver, gains=args.gains, seed=args.seed
-    )
+    settings = {"rule": args.rule, "solver": solver, "gains": args.gains, "seed": args.seed}
+    feedback = tp.attach(model, windows[:2], **settings)
     feedback.follow(optimizer)
 
 
@@ -78,6 +74,6 @@ found = {"held_out": validate(), "seconds": round(time.perf_counter() - began, 1
 if args.rule in ("ldrl", "kolen_pollack", "weight_mirror"):
     found["worst_mismatch"] = max(feedback.mismatch().values())
 print(json.dumps({k: v for k, v in vars(args).items() if k != "text"} | found))
-plt.plot(torch.stack(losses).cpu())
-plt.gca().set(xlabel="step", ylabel="training loss, nats", title=args.rule)
+plt.plot(torch.stack(losses).cpu(), label=args.rule)
+plt.gca().set(xlabel="step", ylabel="training loss, nats")
 plt.show()

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import targetprop as tp
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[4])
+parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=100)
 args = parser.parse_args()
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 import targetprop as tp
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[4])
+parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=60)
 args = parser.parse_args()
 

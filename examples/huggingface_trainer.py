@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import targetprop as tp
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[4])
+parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=120)
 args = parser.parse_args()
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import targetprop as tp
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[4])
+parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=3)
 args = parser.parse_args()
 

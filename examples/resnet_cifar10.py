@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import targetprop as tp
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[4])
+parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", help="folder of CIFAR-10")
 parser.add_argument("--rule", default="ldrl", help="backprop, or a rule of targetprop.attach")
 parser.add_argument("--steps", type=int, default=150)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import targetprop as tp
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[4])
+parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--layers", type=int, default=3)
 parser.add_argument("--width", type=int, default=64)

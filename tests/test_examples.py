@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,87 @@ def test_code_of_the_page_on_attach_resumes(tmp_path, monkeypatch):
         before["model"].parameters(), here["run"]["model"].parameters(), strict=True
     ):
         assert torch.equal(one, other)
+
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.Tanh(), nn.Linear(8, 10))
+
+
+PAGES = sorted(
+    path.name
+    for path in (ROOT / "docs").glob("*.md")
+    if blocks(f"docs/{path.name}") and path.name != "attach.md"  # which has its own test
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_the_documentation_runs(page, capsys):
+    here = {
+        "AnyModule": small,
+        "loader": [(torch.randn(2, 3, 32, 32), torch.randint(10, (2,))) for _ in range(2)],
+    }
+    for code in blocks(f"docs/{page}"):
+        exec(code, here)
+    learned = here.get("model") or here.get("net")
+    shown = capsys.readouterr().out
+    assert shown or any(p.grad is not None and p.grad.norm() > 0 for p in learned.parameters())
+
+
+TINY = {
+    "accelerate_loop": ["--epochs", "1"],
+    "char_gpt": ["--steps", "1", "--device", "cpu"],
+    "ddp": ["--steps", "2"],
+    "digits": ["--epochs", "1"],
+    "fsdp2": ["--steps", "2"],
+    "huggingface_trainer": ["--steps", "6"],
+    "lightning_loop": ["--epochs", "1"],
+    "looking_inside": ["--steps", "3"],
+    "own_layer": ["--steps", "3"],
+    "own_rule": ["--steps", "2"],
+    "resnet_cifar10": ["--steps", "2", "--batch", "8"],
+    "vit": ["--steps", "2", "--layers", "1", "--width", "16"],
+}
+NEEDS = {
+    "accelerate_loop": "accelerate",
+    "huggingface_trainer": "transformers",
+    "lightning_loop": "lightning",
+}
+DRAWN = {"char_gpt", "digits", "huggingface_trainer", "looking_inside", "own_rule"}
+DRAWN |= {"resnet_cifar10", "vit"}
+
+
+def test_every_example_is_run():
+    assert sorted(TINY) == sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_examples_run(name, tmp_path, monkeypatch, capsys):
+    """Each as a user would run it, in few steps, drawing where it draws; at most 80 lines."""
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    if name == "accelerate_loop":
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+    import matplotlib.pyplot as plt
+
+    path = ROOT / "examples" / f"{name}.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf().axes))
+    monkeypatch.setattr(sys, "argv", [str(path), *TINY[name]])
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("Agg")
+    before = dict(tp.maps.MAPS)
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    finally:
+        tp.maps.MAPS.clear()
+        tp.maps.MAPS.update(before)
+        plt.close("all")
+    assert bool(shown) == (name in DRAWN)
+    assert all(axis.lines or axis.images or axis.collections for axes in shown for axis in axes)
+    assert capsys.readouterr().out or name in DRAWN
 
 
 @pytest.mark.parametrize("block", range(4), ids=["rule", "solver", "map", "experiment"])

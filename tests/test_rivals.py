@@ -297,9 +297,9 @@ def test_jacobian_matching_is_the_least_squares_solution(kind):
     assert (layer.omega - layer.theta).norm() > 1e-3 or kind == "matched"
 
 
-def test_the_readme_shows_the_table_of_algorithms():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert tp.algorithms.table() in readme
+def test_the_documentation_shows_the_table_of_algorithms():
+    page = (Path(__file__).parent.parent / "docs" / "laboratory.md").read_text(encoding="utf-8")
+    assert tp.algorithms.table() in page
     assert all(
         f"`{kind.__name__}" in tp.algorithms.table() for kind in tp.algorithms.ALGORITHMS.values()
     )

@@ -14,7 +14,7 @@ from targetprop.rules.rule import Rule
 
 @dataclass(frozen=True)
 class SignSymmetry(Rule):
-    """Sign symmetry (Liao et al. 2016): B = |ω| ⊙ sign(θ). Signs of θ are transported, sizes not.
+    """Sign symmetry (Liao et al. 2016): ``B = |ω| ⊙ sign(θ)``, θ lending its signs, not sizes.
 
     Attributes:
         variant: ``"uSF"``, one size for all weights of a map (Xiao et al. 2018; Moskovitz et al.
@@ -52,7 +52,7 @@ class SignSymmetry(Rule):
             )
 
     def sent(self, theta: Tensor, omega: Tensor) -> Tensor:
-        """|ω| ⊙ sign(θ)."""
+        """``|ω| ⊙ sign(θ)``."""
         return omega * theta.detach().sign()
 
     def initial(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
