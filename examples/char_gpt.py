@@ -40,8 +40,10 @@ following = held_out[1 : windows.numel() + 1].view(-1, CONTEXT)
 torch.manual_seed(args.seed)
 model = tp.models.CharGPT(len(letters), CONTEXT).to(args.device)
 optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.1)
-cosine = lambda s: 0.55 + 0.45 * math.cos(math.pi * min(1.0, s / args.steps))  # to a tenth
-schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 100, cosine(s)))
+schedule = torch.optim.lr_scheduler.LambdaLR(  # a warm-up, then a cosine down to a tenth
+    optimizer,
+    lambda s: min((s + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * min(1.0, s / args.steps))),
+)
 if args.rule != "backprop":
     solver = tp.feedback.PredictiveSolver(0.01, tracking=False) if args.no_tracking else None
     settings = {"rule": args.rule, "solver": solver, "gains": args.gains, "seed": args.seed}
@@ -74,6 +76,5 @@ found = {"held_out": validate(), "seconds": round(time.perf_counter() - began, 1
 if args.rule in ("ldrl", "kolen_pollack", "weight_mirror"):
     found["worst_mismatch"] = max(feedback.mismatch().values())
 print(json.dumps({k: v for k, v in vars(args).items() if k != "text"} | found))
-plt.plot(torch.stack(losses).cpu(), label=args.rule)
-plt.gca().set(xlabel="step", ylabel="training loss, nats")
+plt.subplot(xlabel="step", ylabel="training loss, nats").plot(torch.stack(losses).cpu())
 plt.show()
