@@ -224,7 +224,7 @@ def test_a_step_that_failed_does_not_stop_the_next_from_counting(x):
         train(model, optimizer, x, 1)
     optimizer.fails = False
     train(model, optimizer, x, 3)
-    assert (feedback.steps, feedback.stepping) == (3, False)
+    assert feedback.steps == 3
     assert all(site.omega.grad is None for site in feedback.sites)
 
 
@@ -473,3 +473,128 @@ def test_a_weight_that_a_hook_makes_only_in_a_pass_is_asked_for():
     model[2].register_parameter("weight_orig", weight)
     with pytest.raises(ValueError, match=r"'2' .* has no weight before its first pass"):
         tp.attach(model)
+
+
+# A pass that has begun, copies, phases.
+
+
+class Two(nn.Module):
+    """Two parts that may run apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = net(), nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def test_weights_loaded_while_a_graph_waits_do_not_break_it(x):
+    model = Two()
+    tp.attach(model)
+    model(x)
+    half = model.a(x)
+    model.b.load_state_dict({k: v for k, v in Two().b.state_dict().items()})
+    model.b(half).sum().backward()
+    assert model.a[0].weight.grad.norm() > 0
+
+
+def test_weights_loaded_into_a_model_that_is_partly_compiled_or_mapped(x):
+    model = Two()
+    feedback = tp.attach(model)
+    optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 0.01))
+    model.a.compile(backend="aot_eager")
+    train(model, optimizer, x, 2)
+    model.load_state_dict(Two().state_dict())
+    train(model, optimizer, x, 1)
+    assert max(feedback.mismatch().values()) < 1e-4
+    model = Two()
+    tp.attach(model)
+    model(x)
+    model.load_state_dict(Two().state_dict())
+    model.b(vmap(model.a)(x.clone().requires_grad_())).sum().backward()
+
+
+def test_a_frozen_model_whose_handle_nobody_kept_learns_what_is_loaded(x):
+    model, other = net().requires_grad_(False), net()
+    for p in other.parameters():
+        nn.init.normal_(p)
+    tp.attach(model)
+    gc.collect()
+    model.load_state_dict(other.state_dict())
+    sent, wanted = (
+        torch.autograd.grad(m(v).sum(), v)[0]
+        for m in (model, other)
+        for v in [x.clone().requires_grad_()]
+    )
+    torch.testing.assert_close(sent, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_mask_that_the_kernel_ignores_may_be_longer():
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    q = torch.randn(2, 4, 8, requires_grad=True)
+    mask = torch.triu(torch.full((16, 16), -math.inf), 1)
+    plain = model(q, q, q, attn_mask=mask, is_causal=True, need_weights=False)[0]
+    tp.attach(model)
+    own = model(q, q, q, attn_mask=mask, is_causal=True, need_weights=False)[0]
+    torch.testing.assert_close(own, plain)
+
+
+@pytest.mark.parametrize("case", ["phases", "assign", "lbfgs", "target"])
+def test_what_is_taught_or_not_meant_to_learn_is_not_warned_of(x, case):
+    model = net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if case == "phases":
+            feedback = tp.attach(model)
+            first = feedback.follow(torch.optim.SGD(model[0].parameters(), 0.01))
+            rest = feedback.follow(torch.optim.SGD(model[2:].parameters(), 0.01))
+            train(model, rest, x, 5)
+            train(model, first, x, 5)
+        elif case == "assign":
+            tp.attach(model)
+            model.load_state_dict(net().state_dict(), assign=True)
+            own = {k: v.detach() for k, v in model.named_parameters()}
+            vmap(grad(lambda p, v: functional_call(model, p, (v[None],)).sum()), (None, 0))(own, x)
+        elif case == "lbfgs":
+            feedback = tp.attach(model, solver=tp.feedback.PredictiveSolver(tracking=False))
+            optimizer = torch.optim.LBFGS(model.parameters(), 0.1)
+
+            def closure():
+                optimizer.zero_grad()
+                loss = model(x).square().mean()
+                loss.backward()
+                return loss
+
+            for _ in range(3):
+                optimizer.step(closure)
+                feedback.step()
+        else:
+            feedback = tp.attach(model)
+            optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 0.01))
+            target = copy.deepcopy(model).requires_grad_(False)
+            for _ in range(4):
+                train(model, optimizer, x, 1)
+                for own, moved in zip(target.parameters(), model.parameters(), strict=True):
+                    own.lerp_(moved.detach(), 0.1)
+                target(x)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit_over_a_plain_preload(x):
+    def start():
+        model = net()
+        feedback = tp.attach(model)
+        optimizer = feedback.follow(torch.optim.Adam(model.parameters(), 0.01))
+        model.load_state_dict({k: v + 0.1 for k, v in feedback.plain_state_dict().items()})
+        return model, optimizer, feedback
+
+    run = start()
+    train(run[0], run[1], x, 7)
+    states = copy.deepcopy([part.state_dict() for part in run])
+    other = start()
+    for part, state in zip(other, states, strict=True):
+        part.load_state_dict(state)
+    for model, optimizer, _ in (run, other):
+        train(model, optimizer, x, 6)
+    for one, two in zip(run[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(one, two)

@@ -197,7 +197,7 @@ def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback 
 
     """
     handles = [
-        link.handle() for link in links_of(net) if link.handle is not None and link.rule == rule
+        link.handle for link in links_of(net) if link.handle is not None and link.rule == rule
     ]
     found: Feedback | None = next(
         (handle for handle in handles if handle is not None and handle.model is net), None

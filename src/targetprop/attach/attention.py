@@ -44,7 +44,10 @@ class AttachedAttention(AttachedModule):
         elif self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         length, batch, _ = query.shape
-        self._refuse_masks(length, batch, len(key), key_padding_mask, attn_mask)
+        by_kernel = is_causal and key_padding_mask is None and not need_weights  # ignores the mask
+        self._refuse_masks(
+            length, batch, len(key), key_padding_mask, None if by_kernel else attn_mask
+        )
         mask, padding, is_causal = canonical(
             key_padding_mask, attn_mask, is_causal, need_weights, query.dtype
         )

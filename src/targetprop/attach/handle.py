@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -66,10 +65,9 @@ class Feedback:
         if not self._modules:
             raise ValueError(
                 f"{type(model).__name__} has no module with a linear map to attach (only={only!r}, "
-                f"skip={skip!r}); such are nn.Linear, convolutions, nn.MultiheadAttention, and "
-                "what targetprop.register was told."
+                f"skip={skip!r}); such are nn.Linear, convolutions, attention and registered ones."
             )
-        self._link.handle = weakref.ref(self)
+        self._link.handle = self
         self._hidden: Hidden | None = None
         try:
             coverage.report(coverage.refused(model, left_out), strict)
@@ -81,14 +79,14 @@ class Feedback:
                 self._broadcast = last.register_forward_hook(Broadcast(self._link))
             self._undrawn = [s for s in self.sites if s.omega is not None and s.omega.is_meta]
             if self._undrawn:
-                self._late = surgery.Late(model, self._link, self)
+                self._late = surgery.Late(model, self._link)
             self._known = {id(module) for module in model.modules()}
             self._hidden = Hidden(model)
             with torch.no_grad():
                 self.learning.begin(self._learners())
             if self._tracks or solver.learns:
                 where = model if is_paired(model) else None
-                self._reminder = remind(self._learners(), self._link, where, self)
+                self._reminder = remind(self._learners(), self._link, where)
         except BaseException:
             self.detach()
             raise
@@ -100,7 +98,7 @@ class Feedback:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copied or pickled handle, with its model."""
         self.__dict__.update(state)
-        self._link.handle = weakref.ref(self)
+        self._link.handle = self
         self._known = {id(module) for module in self.model.modules()}
 
     def _draw_late(self) -> None:
@@ -163,8 +161,8 @@ class Feedback:
         """
         sites = self._learners()
         if self._link.stale and not any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
-            self.report = self.learning.step(sites, True)
-            self._link.stale, self._loaded = False, self._link.loaded
+            self.report = self.learning.step(sites, True, apart=True)
+            self._settle()
 
     def _learn(self, sites: list[Site], leads: bool) -> None:
         """Probe those of ``sites`` that are due; ``leads``: it is the first of a round."""
@@ -175,6 +173,13 @@ class Feedback:
         self.learning.steps += leads
         found = self.learning.step(sites, self._link.stale)
         self.report = found if leads else self.report | found
+        self._link.taught += 1
+        self._settle()
+
+    def _settle(self) -> None:
+        """Every map has what was loaded."""
+        for module in self._modules.values() if self._link.stale else ():
+            module.__dict__.pop("_feedback_stale", None)
         self._link.stale, self._loaded = False, self._link.loaded
 
     def follow(self, optimizer: Any) -> Any:
@@ -251,11 +256,6 @@ class Feedback:
     def followed(self) -> bool:
         """Whether an optimizer is followed, which the handle does not keep alive."""
         return any(step.optimizer is not None for step in self._rounds.steps)
-
-    @property
-    def stepping(self) -> bool:
-        """Whether a followed optimizer is within its step, which may run the model (L-BFGS)."""
-        return any(step.running for step in self._rounds.steps)
 
     @property
     def maps(self) -> dict[str, nn.Module]:

@@ -276,6 +276,8 @@ def release(module: AttachedModule, paired: bool = False) -> None:
     for name in [name for name in module._parameters if is_feedback(name)]:
         if not (paired and name in ("feedback_weight", "feedback_bias")):
             del module._parameters[name]
-    for name in ("_feedback", "_feedback_shape", "_feedback_positionwise", "_feedback_given"):
+    for name in ("_feedback", "_feedback_shape", "_feedback_positionwise"):
+        module.__dict__.pop(name, None)
+    for name in ("_feedback_given", "_feedback_stale"):
         module.__dict__.pop(name, None)
     become(module, base)

@@ -45,6 +45,7 @@ class Learning:
         self._weights: dict[str, tuple[Any, bool]] = {}
         self._unchecked: set[str] = set()
         self._unseen: set[str] = set()
+        self._apart = False
 
     def begin(self, sites: Sequence[Site]) -> None:
         """Bring the ω of ``sites`` under the solver's tolerance, from noise alone."""
@@ -67,7 +68,7 @@ class Learning:
                 seen, memory, self._noise(site, memory), self.tracked(site)
             )
             if learned is not None:
-                site.write(learned)
+                site.write(learned, self._apart)
             if not memory.mismatch > self._tolerance or self._tolerance == math.inf:
                 break
         return True
@@ -97,8 +98,16 @@ class Learning:
             if self.tracked(site) and memory.probes:
                 memory.interval, memory.wait = interval, interval + index % interval
 
-    def step(self, sites: Sequence[Site], stale: bool) -> dict[str, FeedbackReport]:
-        """Probe what is due; all where weights were loaded without their ω (``stale``)."""
+    def step(
+        self, sites: Sequence[Site], stale: bool, apart: bool = False
+    ) -> dict[str, FeedbackReport]:
+        """Probe what is due; all where weights were loaded without their ω (``stale``).
+
+        ``apart``: ω move to new storage first, since a graph that waits may hold them as they were.
+        """
+        self._apart = apart
+        for site in sites if apart else ():
+            site.omega.data = site.omega.data.clone()
         if stale:
             self.memory = {name: Memory() for name in self.memory}
         with own_format(sites):
@@ -131,7 +140,7 @@ class Learning:
                     seen, memory, self._noise(site, memory), self.tracked(site)
                 )
                 if learned is not None:
-                    site.write(learned)
+                    site.write(learned, self._apart)
             self._rest(site, memory)
             yield site.name, FeedbackReport(memory.probes - before, mismatch=memory.mismatch)
 

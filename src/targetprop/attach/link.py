@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ class Link:
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
         left_out: names of modules that the user left alone.
-        handle: a weak reference to the model's ``Feedback`` while there is one; copies have none.
+        handle: the model's ``Feedback``, which so lives as long as the model; copies have none.
+        taught: how often the handle learned something, or looked whether it should.
 
     """
 
@@ -43,13 +44,13 @@ class Link:
     beta: float | None = None
     left_out: tuple[str, ...] = ()
     error: Tensor | None = field(default=None, repr=False)
-    handle: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+    handle: Any = field(default=None, repr=False, compare=False)
+    taught: int = 0
 
     def refresh(self) -> None:
         """Let ω learn weights that were loaded without them, before a signal travels through it."""
-        feedback = self.handle() if self.handle is not None else None
-        if feedback is not None:
-            feedback.refresh()
+        if self.handle is not None:
+            self.handle.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without a pass under way (error, ``exact``) and the handle, which is another model's."""
@@ -90,11 +91,12 @@ class AttachedModule(nn.Module):
             if not value.is_meta
         }
         self.__dict__["_feedback_given"] = brought | self.__dict__.get("_feedback_given", set())
-        for key in missing:
-            if is_feedback(key):
-                self._feedback.stale = True
-            else:
-                missing_keys.append(key)
+        missing_keys += [key for key in missing if not is_feedback(key)]
+        self.__dict__["_feedback_stale"] = any(is_feedback(key) for key in missing)
+        self._feedback.stale |= self._feedback_stale
+        if self._feedback.handle is not None:  # a later checkpoint may bring what one left out
+            modules = self._feedback.handle._modules.values()
+            self._feedback.stale = any(m.__dict__.get("_feedback_stale") for m in modules)
 
     def _sent(self, weight: Tensor, name: str) -> Tensor:
         """B of this module: what its rule makes of θ and the ω called ``name``."""

@@ -11,9 +11,9 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 def label(module: Any) -> str:
     """The module by its name in the model, where the model's handle tells it, and its class."""
-    handle = module._feedback.handle and module._feedback.handle()
+    handle = module._feedback.handle
     names = [name for name, own in handle._modules.items() if own is module] if handle else []
-    return f"'{names[0]}' ({module._get_name()})" if names else module._get_name()
+    return f"'{names[0]}' ({module._get_name()})" if any(names) else module._get_name()
 
 
 def note_foreign(module: Any, weight: Tensor) -> bool:
@@ -23,15 +23,15 @@ def note_foreign(module: Any, weight: Tensor) -> bool:
     is not meant.
     """
     names = [name for name, own in module._parameters.items() if own is weight]
-    handle = module._feedback.handle and module._feedback.handle()
-    if not names or handle is None:
+    link = module._feedback
+    if not names or link.handle is None or link.loaded != link.handle._loaded:
         return False
     while is_functorch_wrapped_tensor(weight):
         weight = get_unwrapped(weight)
     place = weight.untyped_storage().data_ptr()
-    for site in handle.sites:
+    for site in link.handle.sites:
         if site.module is module and site.layout.weight == names[0]:
-            own = handle.learning.last_theta(site)
+            own = link.handle.learning.last_theta(site)
             if own is None or own.untyped_storage().data_ptr() == place:
                 return False
     warnings.warn(

@@ -73,10 +73,10 @@ class Site:
         shape = getattr(self.module, "_feedback_shape", None)
         return None if shape is None else Field(map_of(self.module).function, shape, theta, omega)
 
-    def write(self, learned: Tensor) -> None:
-        """Let ω be what a solver learned."""
+    def write(self, learned: Tensor, apart: bool = False) -> None:
+        """Let ω be what a solver learned; ``apart``: unseen by graphs that hold ω."""
         omega = self.omega
-        full = whole(omega.detach())
+        full = whole(omega.data if apart else omega.detach())
         part = self.layout.of(full)
         part.copy_(
             learned if self.layout.form == "field" else self.layout.restore(learned, part.shape)

@@ -23,18 +23,17 @@ if TYPE_CHECKING:
 class Late:
     """A forward pre-hook that draws the ω of a model that was attached on the meta device."""
 
-    def __init__(self, model: nn.Module, link: Link, feedback: Any):
-        """Hook ``model``, whose modules share ``link``; nobody else need keep ``feedback``."""
-        self.link, self.feedback = link, feedback
+    def __init__(self, model: nn.Module, link: Link):
+        """Hook ``model``, whose modules share ``link``."""
+        self.link = link
         self.handle: RemovableHandle | None = model.register_forward_pre_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, which is hooked already."""
-        return self.__dict__ | {"handle": None, "feedback": None}
+        return self.__dict__ | {"handle": None}
 
     def remove(self) -> None:
         """Unhook."""
-        self.feedback = None
         if self.handle is not None:
             self.handle.remove()
 
@@ -45,15 +44,12 @@ class Late:
             RuntimeError: the model is a copy whose ω nobody draws.
 
         """
-        feedback = self.feedback
-        if feedback is None and self.link.handle is not None:
-            feedback = self.link.handle()
-        if feedback is None:
+        if self.link.handle is None:
             raise RuntimeError(
                 "this is a copy of a model that was attached on the meta device, and its feedback "
                 "weights were never drawn; copy it after its first pass, or attach the copy alone."
             )
-        feedback._draw_late()
+        self.link.handle._draw_late()
 
 
 @torch.no_grad()

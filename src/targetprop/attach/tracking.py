@@ -229,12 +229,13 @@ class Step:
             handle.remove()
 
 
-def calls_of_step(optimizer: Optimizer) -> int:
-    """How many calls of a ``step`` of ``optimizer`` are under way, one within the other."""
+def calls_of_step(optimizer: Optimizer | None = None) -> int:
+    """How many calls of a ``step`` of ``optimizer``, or of any, are under way."""
     count, frame = 0, sys._getframe(1)
     while frame is not None:
-        if frame.f_code is HOOKED.__code__ and frame.f_locals["args"][:1] == (optimizer,):
-            count += 1
+        if frame.f_code is HOOKED.__code__:
+            own = frame.f_locals["args"][:1]
+            count += optimizer is None or (len(own) == 1 and own[0] is optimizer)
         frame = frame.f_back
     return count
 
