@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import runpy
@@ -173,6 +174,30 @@ def test_examples_run(name, tmp_path, monkeypatch, capsys):
     assert bool(shown) == (name in DRAWN)
     assert all(axis.lines or axis.images or axis.collections for axes in shown for axis in axes)
     assert capsys.readouterr().out or name in DRAWN
+
+
+SHORTER = {
+    "comparing_rules": ("STEPS = 150", "STEPS = 2"),
+    "five_minutes": ("range(300)", "range(20)"),
+    "what_feedback_learns": ("range(200)", "range(20)"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SHORTER))
+def test_notebooks_run(name):
+    import matplotlib.pyplot as plt
+
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert SHORTER[name][0] in code
+    plt.switch_backend("Agg")
+    exec(code.replace(*SHORTER[name]), {})
+    assert plt.get_fignums()
+    plt.close("all")
+
+
+def test_every_notebook_is_run():
+    assert sorted(SHORTER) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("block", range(4), ids=["rule", "solver", "map", "experiment"])
