@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -561,3 +562,23 @@ def test_a_solver_section_of_an_algorithm_without_a_solver_is_refused():
 @pytest.mark.parametrize("name", config.presets())
 def test_every_preset_uses_all_that_it_sets(name):
     assert config.load(name) == config.build(list(config.flat(config.load(name).to_dict())))
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_help_shows_an_example_that_parses(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    example = cli.COMMANDS[name].EXAMPLE
+    assert " ".join(example.split()) in " ".join(capsys.readouterr().out.split())
+    args, _ = cli.parser().parse_known_args(cli.joined(shlex.split(example)[1:]))
+    assert args.action is cli.COMMANDS[name].run
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completions_know_the_commands(shell, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--print-completion", shell])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.COMMANDS)

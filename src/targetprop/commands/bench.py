@@ -16,6 +16,8 @@ from targetprop.training import config
 from targetprop.training.config import ConfigError
 from targetprop.training.files import parse_yaml
 
+EXAMPLE = "targetprop bench plain attach --networks vit --data digits"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

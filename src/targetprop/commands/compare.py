@@ -11,6 +11,8 @@ from targetprop.commands.common import console, no_more, report_of, run_config, 
 from targetprop.training.config import ConfigError, place
 from targetprop.training.logging import read_metrics, read_result
 
+EXAMPLE = "targetprop compare runs/mine runs/other --out comparison.png"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

@@ -12,6 +12,8 @@ from targetprop.commands.common import console
 from targetprop.data import SOURCES, DataError, catalogue, fetch
 from targetprop.training.config import ConfigError
 
+EXAMPLE = "targetprop data fetch cifar10"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

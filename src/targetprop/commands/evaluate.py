@@ -11,6 +11,8 @@ from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import place
 from targetprop.training.session import demand_same_data, load_weights
 
+EXAMPLE = "targetprop evaluate runs/mine --weights best"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

@@ -10,6 +10,8 @@ from targetprop.training import export
 from targetprop.training.checkpoint import CheckpointError, write_atomically
 from targetprop.training.config import ConfigError, place
 
+EXAMPLE = "targetprop export runs/mine --format onnx"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

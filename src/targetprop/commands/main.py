@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import shtab
 import torch
 
 from targetprop import PairingError, __version__
@@ -64,10 +65,15 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=__version__)
+    shtab.add_argument_to(top, "--print-completion", help="of the commands, for a shell")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         made = commands.add_parser(
-            name, help=command.__doc__, description=command.__doc__, allow_abbrev=False
+            name,
+            help=command.__doc__,
+            description=command.__doc__,
+            epilog=f"example: {command.EXAMPLE}",
+            allow_abbrev=False,
         )
         command.add(made)
         made.set_defaults(action=command.run)

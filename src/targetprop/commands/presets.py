@@ -9,6 +9,8 @@ import yaml
 from targetprop.commands.common import no_more
 from targetprop.training import config
 
+EXAMPLE = "targetprop presets digits-ldrl"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

@@ -8,6 +8,8 @@ from targetprop.commands.common import no_more, say
 from targetprop.experiments import report_page
 from targetprop.training.config import ConfigError, place
 
+EXAMPLE = "targetprop report runs/mine runs/other --out report.html"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
@@ -16,7 +18,6 @@ def add(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--out", default="report.html", help="the page to write")
     p.add_argument("--title", default="Training report", help="its heading")
-    p.epilog = "example: targetprop report sweep runs/mine --out report.html"
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:

@@ -10,6 +10,8 @@ from targetprop.experiments import reproduce
 from targetprop.experiments.cells import Place
 from targetprop.training.config import ConfigError
 
+EXAMPLE = "targetprop reproduce figure-4.2 --scale cpu --data-dir DATA"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

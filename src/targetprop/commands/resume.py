@@ -19,6 +19,8 @@ from targetprop.training import checkpoint, loggers, runner
 from targetprop.training.config import place
 from targetprop.training.logging import read_result
 
+EXAMPLE = "targetprop resume runs/mine --epochs 40"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

@@ -11,6 +11,8 @@ from targetprop.commands.common import console, no_more, writable
 from targetprop.data import SOURCES, catalogue
 from targetprop.experiments import contenders, scaling
 
+EXAMPLE = "targetprop scaling --data-dir DATA"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

@@ -22,6 +22,8 @@ from targetprop.training import loggers
 from targetprop.training.config import place
 from targetprop.training.loop import Diverged
 
+EXAMPLE = "targetprop sweep digits-backprop digits-ldrl --seeds 5"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

@@ -17,6 +17,8 @@ from targetprop.commands.common import (
 from targetprop.training import config, loggers, runner
 from targetprop.training.config import place
 
+EXAMPLE = "targetprop train digits-ldrl --optimizer.lr 0.1 --epochs 20 --out runs/mine"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""

@@ -18,6 +18,8 @@ from targetprop.training import config
 from targetprop.training.config import ConfigError, place
 from targetprop.training.loop import Diverged
 
+EXAMPLE = "targetprop tune digits-ldrl --trials 20 --storage sqlite:///study.db"
+
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
