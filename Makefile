@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test check docs gpu lint
+.PHONY: demo test check docs gpu lint package
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,16 @@ gpu: .venv/installed
 		--dtype tf32 --measure_every 1000 --data-dir $(DATA) --out $(GPU)/paper-1-epoch $(ARGS)
 	$(BIN)/targetprop bench plain backprop ldrl untracked paper --networks simple_vgg \
 		--precision tf32 --data-dir $(DATA) --out $(GPU)/bench $(BENCH)
+
+# Wheel and source distribution, and the tests once against the wheel, in an environment of its own.
+PACKAGE := build/package
+package: .venv/installed
+	rm -rf $(PACKAGE)
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build --outdir $(PACKAGE) . > /dev/null
+	$(PYTHON) -m venv $(PACKAGE)/venv
+	$(PACKAGE)/venv/bin/pip install --quiet --constraint constraints.txt "$$(ls $(PACKAGE)/*.whl)[test]"
+	$(PACKAGE)/venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 -p no:cacheprovider
 
 lint: .venv/installed
 	$(BIN)/ruff check .
