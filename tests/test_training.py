@@ -274,8 +274,9 @@ def test_resume_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
     assert "--auto" in capsys.readouterr().err
     assert run("resume", cut, "--auto") == 0
     assert equal(weights(cut), expected)
-    out = " ".join(capsys.readouterr().out.split())
-    assert "passed over" in out
+    said = capsys.readouterr()
+    out = " ".join(said.out.split())
+    assert "passed over" in said.err
     assert "previous.pt is the newest valid checkpoint" in out
     assert run("resume", tmp_path / "runs", "--auto") == 0
     for path in (tmp_path / "runs").rglob("*.pt"):

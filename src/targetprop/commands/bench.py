@@ -9,7 +9,7 @@ from typing import Any, get_args
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
-from targetprop.commands.common import console, overrides, writable
+from targetprop.commands.common import answer, console, overrides, writable
 from targetprop.data import SOURCES, catalogue
 from targetprop.experiments import bench, bench_report, contenders
 from targetprop.training import config
@@ -119,5 +119,6 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         for row in found:
             table.add_row(*bench_report.cells(row))
         console.print(table)
-    bench_report.write(results, settings, args.warmup, out)
+    record = bench_report.write(results, settings, args.warmup, out)
     console.print(f"{out / 'bench.json'}, {out / 'bench.md'}, {out / 'bench.png'}")
+    answer(args, record)

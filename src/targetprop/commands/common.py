@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,9 @@ from targetprop.training.lock import locked
 from targetprop.training.logging import read_metrics
 
 console = Console(width=terminal.width())
+"""For what people read: tables, progress, pictures' names."""
+notes = Console(width=terminal.width(), stderr=True)
+"""For what must be seen though nobody asked: a file passed over, a logger that failed."""
 
 
 def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
@@ -117,6 +121,33 @@ def say(text: str) -> None:
     console.print(terminal.harmless(text), markup=False, highlight=False, soft_wrap=True)
 
 
+def warn(text: str) -> None:
+    """Print a line on standard error, also if all else is to be quiet."""
+    notes.print(terminal.harmless(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def loudness(p: argparse.ArgumentParser) -> None:
+    """The options of how much is printed, and for whom; every command has them."""
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as JSON; tables and progress then go to standard error",
+    )
+    p.add_argument("--quiet", action="store_true", help="no tables, no progress; errors alone")
+
+
+def heed(args: argparse.Namespace) -> None:
+    """Speak as :func:`loudness` has it."""
+    console.stderr, console.quiet, notes.quiet = args.json, args.quiet, False
+
+
+def answer(args: argparse.Namespace, document: Any) -> None:
+    """Print a command's result if JSON was asked for; numbers that are not finite become null."""
+    if args.json and not notes.quiet:
+        plain = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
+        print(json.dumps(plain))
+
+
 def report_of(names: Sequence[str]) -> str:
     """The command that shows runs in one interactive page."""
     return shlex.join(["targetprop", "report", *names, "--out", "report.html"])
@@ -145,7 +176,8 @@ def ranks_of(args: argparse.Namespace) -> Iterator[Ranks]:
         raise Stopped(*launch.launch(args.words, layout))
     try:
         ranks = launch.join(layout.layer_ranks, layout.timeout)
-        console.quiet = not ranks.leader
+        notes.quiet = not ranks.leader
+        console.quiet |= notes.quiet
         yield ranks
     finally:
         launch.leave()
@@ -191,8 +223,13 @@ def logged(p: argparse.ArgumentParser) -> None:
 
 def follow(
     session: loop.Session, deadline: float = float("inf"), logger: str | None = None
-) -> None:
-    """Run with a progress bar and a logger, then draw and print the result."""
+) -> dict[str, Any]:
+    """Run with a progress bar and a logger, then draw and print the result.
+
+    Returns:
+        what ``result.json`` holds, and the folder.
+
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -200,7 +237,7 @@ def follow(
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
     bars = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-    with loggers.logging(logger, session, say) as also, bars as bar:
+    with loggers.logging(logger, session, warn) as also, bars as bar:
         label = session.config.algorithm.name
         task = bar.add_task(
             label, total=session.last_step, completed=session.progress.step, loss=float("nan")
@@ -222,3 +259,4 @@ def follow(
         f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
         f"{1000 * result['seconds_per_step']:.1f} ms per step"
     )
+    return {"folder": str(session.folder), **result}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from rich.table import Table
 
 from targetprop.analysis import figures, tables
-from targetprop.commands.common import console, no_more, report_of, run_config, say
+from targetprop.commands.common import answer, console, no_more, report_of, run_config, say, warn
 from targetprop.training.config import ConfigError, place
 from targetprop.training.logging import read_metrics, read_result
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
             raise ConfigError(f"{folder} holds no metrics yet; let it run first.")
         result = read_result(folder)
         if result is None and (folder / "result.json").exists():
-            say(f"passed over: {folder}/result.json is damaged; resume the run to write it anew")
+            warn(f"passed over: {folder}/result.json is damaged; resume the run to write it anew")
         lines.append(tables.summarise(label, chosen.to_dict(), rows[label], result))
     table = Table(*tables.HEADINGS)
     for line in lines:
@@ -49,5 +50,6 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError(
             f"{args.out} cannot be written ({error}); give another --out, ending in .png or .pdf."
         ) from error
+    answer(args, [dataclasses.asdict(line) for line in lines])
     say(f"picture: {out}")
     say(f"as an interactive page: {report_of(args.runs)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.progress import Progress
 from rich.table import Table
 
-from targetprop.commands.common import console
+from targetprop.commands.common import answer, console
 from targetprop.data import SOURCES, DataError, catalogue, fetch
 from targetprop.training.config import ConfigError
 
@@ -32,9 +32,14 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     folder = Path(args.data_dir) if args.data_dir else None
     if args.what == "list":
         table = Table("name", "what it is", "here")
-        for source in SOURCES.values():
-            table.add_row(source.name, source.about, "yes" if present(source.name, folder) else "–")
+        sources = [
+            {"name": s.name, "about": s.about, "here": present(s.name, folder)}
+            for s in SOURCES.values()
+        ]
+        for s in sources:
+            table.add_row(s["name"], s["about"], "yes" if s["here"] else "–")
         console.print(table)
+        answer(args, sources)
         return
     if not args.name:
         raise ConfigError(f"data {args.what} needs a name; known are {', '.join(SOURCES)}.")
@@ -50,6 +55,17 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         f"{args.name}: {len(found.train)} training and {len(found.test)} test images of shape "
         f"{found.in_shape}, {found.classes} classes, files intact"
         + (f"; passed over: {found.skipped}" if found.skipped else "")
+    )
+    answer(
+        args,
+        {
+            "name": args.name,
+            "train": len(found.train),
+            "test": len(found.test),
+            "in_shape": found.in_shape,
+            "classes": found.classes,
+            "passed_over": found.skipped,
+        },
     )
 
 

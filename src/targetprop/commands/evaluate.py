@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from targetprop.commands.common import console, data_dir, overrides, run_config
+from targetprop.commands.common import answer, console, data_dir, overrides, run_config
 from targetprop.training import build, checkpoint, evaluate
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import place
@@ -19,7 +18,6 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", help="the run's folder")
     p.add_argument("--weights", choices=("best", "last"), default="last", help="which checkpoint")
     p.add_argument("--data-dir", help="where data sets lie")
-    p.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
@@ -37,9 +35,5 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     demand_same_data({"classes": session.data["classes"]}, state, path)
     load_weights(session.net, state, path)
     scores = evaluate.accuracy(session.net, session.algo, session.test)
-    if args.json:
-        print(json.dumps(scores))
-    else:
-        console.print(
-            f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        )
+    console.print(f"{path}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    answer(args, scores)

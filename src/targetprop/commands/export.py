@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from targetprop.commands.common import data_dir, overrides, run_config, say
+from targetprop.commands.common import answer, data_dir, overrides, run_config, say
 from targetprop.training import export
 from targetprop.training.checkpoint import CheckpointError, write_atomically
 from targetprop.training.config import ConfigError, place
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         f"{path}: {len(content) / 2**20:.1f} MiB, "
         f"the logits of the run's network on {len(made.images)} test images"
     )
+    answer(args, {"file": str(path), "bytes": len(content), "checked_on": len(made.images)})
 
 
 def refuse(path: Path, force: bool) -> None:

@@ -30,7 +30,7 @@ from targetprop.commands import (
     train,
     tune,
 )
-from targetprop.commands.common import Stopped
+from targetprop.commands.common import Stopped, heed, loudness
 from targetprop.data import DataError
 from targetprop.ranks import RankLost
 from targetprop.training import config, launch, loop
@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add(made)
+        loudness(made)
         made.set_defaults(action=command.run)
     return top
 
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, rest = parser().parse_known_args(words)
         args.words = words
+        heed(args)
         args.action(args, rest)
     except Stopped as stopped:
         return complain(stopped, stopped.code) if stopped.message else stopped.code

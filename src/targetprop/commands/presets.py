@@ -6,7 +6,7 @@ import argparse
 
 import yaml
 
-from targetprop.commands.common import no_more
+from targetprop.commands.common import answer, console, no_more
 from targetprop.training import config
 
 EXAMPLE = "targetprop presets digits-ldrl"
@@ -21,7 +21,10 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     """List the presets, or print the full configuration of one."""
     no_more(words, "presets")
     if args.name:
-        print(yaml.safe_dump(config.load(args.name).to_dict(), sort_keys=False), end="")
-        return
-    for name in config.presets():
-        print(name)
+        chosen = config.load(args.name).to_dict()
+        plain, text = chosen, yaml.safe_dump(chosen, sort_keys=False)
+    else:
+        plain = list(config.presets())
+        text = "\n".join(plain) + "\n"
+    console.out(text, end="", highlight=False)
+    answer(args, plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from targetprop.commands.common import no_more, say
+from targetprop.commands.common import answer, no_more, say, warn
 from targetprop.experiments import report_page
 from targetprop.training.config import ConfigError, place
 
@@ -33,4 +33,6 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     say(f"report: {out} ({len(runs)} run{'s' * (len(runs) != 1)}{of_them}); open it in a browser")
     for one in runs:
         for note in one.notes:
-            say(f"{one.folder}: {note}")
+            warn(f"{one.folder}: {note}")
+    found = [{"folder": str(one.folder), "finished": one.result is not None} for one in runs]
+    answer(args, {"page": str(out), "runs": found})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from targetprop.commands.common import console, no_more, writable
+from targetprop.commands.common import answer, console, no_more, writable
 from targetprop.experiments import reproduce
 from targetprop.experiments.cells import Place
 from targetprop.training.config import ConfigError
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     no_more(words, "reproduce")
     if args.seeds is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds} is out of range; expected at least 1.")
+    written = []
     for name in reproduce.EXPERIMENTS if args.name == "all" else [args.name]:
         folder = writable(args.out or f"reproduce/{args.scale}")
         place = Place(
@@ -47,3 +48,5 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         console.print(
             f"{place.folder / name}.md, .csv, .png, .pdf in {time.perf_counter() - began:.0f} s"
         )
+        written.append(str(place.folder / name))
+    answer(args, [f"{stem}.{kind}" for stem in written for kind in ("md", "csv", "png", "pdf")])

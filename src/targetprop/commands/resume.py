@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from targetprop.commands.common import (
+    answer,
     data_dir,
     follow,
     held,
@@ -14,6 +15,7 @@ from targetprop.commands.common import (
     run_config,
     say,
     spread_out,
+    warn,
 )
 from targetprop.training import checkpoint, loggers, runner
 from targetprop.training.config import place
@@ -45,11 +47,13 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     chosen = run_config(folder, [*overrides(words), *data_dir(args)])
     with ranks_of(args) as ranks, held(folder, ranks):
         for reason in refused:
-            say(f"passed over: {reason}")
+            warn(f"passed over: {reason}")
         if args.auto:
             say(f"{path} is the newest valid checkpoint")
-        session = runner.resume(chosen, folder, path.name, ranks, say)
-        if session.progress.step >= session.last_step and read_result(folder):
+        session = runner.resume(chosen, folder, path.name, ranks, warn)
+        result = read_result(folder)
+        if session.progress.step >= session.last_step and result:
             say(f"{folder} is finished.")
-            return
-        follow(session, logger=args.logger)
+            answer(args, {"folder": str(folder), **result})
+        else:
+            answer(args, follow(session, logger=args.logger))

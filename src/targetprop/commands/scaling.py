@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.progress import Progress, TimeElapsedColumn
 
-from targetprop.commands.common import console, no_more, writable
+from targetprop.commands.common import answer, console, no_more, writable
 from targetprop.data import SOURCES, catalogue
 from targetprop.experiments import contenders, scaling
 
@@ -43,5 +43,6 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
             bar.update(task, advance=steps, description=name)
 
         found = scaling.scaling(args.axes, shared, dataset, args.steps, tell=tell)
-    scaling.write(found, shared, out)
+    record = scaling.write(found, shared, out)
     console.print(f"{out / 'scaling.json'}, {out / 'scaling.md'}, {out / 'scaling.png'}")
+    answer(args, record)

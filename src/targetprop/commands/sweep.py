@@ -8,6 +8,7 @@ import time
 from rich.table import Table
 
 from targetprop.commands.common import (
+    answer,
     console,
     data_dir,
     follow,
@@ -56,9 +57,11 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     if all(cell.result is None for cell in found):
         raise Diverged("no run of the sweep came to its end.")
     table = Table(*sweep.HEADINGS)
-    for line in sweep.write(found, folder):
+    lines, record = sweep.write(found, folder)
+    for line in lines:
         table.add_row(*sweep.row(line))
     console.print(table)
+    answer(args, record)
     say(f"as an interactive page: {report_of([args.out])}")
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the table is of the other runs.")

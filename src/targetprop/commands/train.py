@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from targetprop.commands.common import (
+    answer,
     data_dir,
     follow,
     held,
@@ -36,4 +37,4 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     folder = place(args.out or str(Path("runs") / Path(args.preset).stem))
     runner.refuse_used(folder)
     with ranks_of(args) as ranks, held(folder, ranks):
-        follow(runner.start(chosen, folder, ranks), logger=args.logger)
+        answer(args, follow(runner.start(chosen, folder, ranks), logger=args.logger))

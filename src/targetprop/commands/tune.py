@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from targetprop.commands.common import console, data_dir, overrides, say, writable
+from targetprop.commands.common import answer, console, data_dir, overrides, say, writable
 from targetprop.experiments import space as spaces
 from targetprop.experiments import study_file, trials
 from targetprop.experiments.default_space import default_space
@@ -85,11 +85,12 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     try:
         study.work(args.trials, deadline)
     finally:
-        best = tune_report.write(study)
+        best, record = tune_report.write(study)
     table = Table(*tune_report.headings(study))
     for trial in tune_report.best_first(study):
         table.add_row(*tune_report.row(study, trial))
     console.print(table)
+    answer(args, record)
     running = sum(1 for trial in study.trials() if trial.state.name == "RUNNING")
     if running:
         say(f"{running} run in other processes, which write the results anew when they are done.")

@@ -120,8 +120,8 @@ def provenance(record: dict[str, Any]) -> str:
 
 def write(
     results: dict[str, list[Row]], settings: Sequence[Setting], warmup: int, out: Path
-) -> None:
-    """Write ``bench.json``, ``bench.md`` and ``bench.png`` into the folder ``out``."""
+) -> dict[str, Any]:
+    """Write ``bench.json``, ``bench.md`` and ``bench.png``; returns what the first holds."""
     record = environment(pick_device(settings[0].device), 0)
     measured = [
         {
@@ -131,10 +131,8 @@ def write(
         }
         for s in settings
     ]
-    write_text(
-        out / "bench.json",
-        json.dumps({"environment": record, "results": measured}, indent=2) + "\n",
-    )
+    whole = {"environment": record, "results": measured}
+    write_text(out / "bench.json", json.dumps(whole, indent=2) + "\n")
     text = provenance(record)
     for setting in settings:
         text += f"\n## {setting.network}, batch {setting.batch_size}, {setting.precision}\n\n"
@@ -146,3 +144,4 @@ def write(
     }
     if all(points.values()):
         draw_cost(points, out / "bench.png")
+    return whole

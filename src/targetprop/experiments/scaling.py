@@ -81,8 +81,10 @@ def scaling(
     return found
 
 
-def write(found: dict[str, list[tuple[float, list[Row]]]], shared: Setting, out: Path) -> None:
-    """Write ``scaling.json``, ``scaling.md`` and ``scaling.png`` into the folder ``out``."""
+def write(
+    found: dict[str, list[tuple[float, list[Row]]]], shared: Setting, out: Path
+) -> dict[str, Any]:
+    """Write ``scaling.json``, ``scaling.md`` and ``scaling.png``; returns the first's content."""
     record = environment(pick_device(shared.device), 0)
     plain: dict[str, Any] = {
         axis: [
@@ -91,9 +93,8 @@ def write(found: dict[str, list[tuple[float, list[Row]]]], shared: Setting, out:
         ]
         for axis, points in found.items()
     }
-    write_text(
-        out / "scaling.json", json.dumps({"environment": record, "results": plain}, indent=2) + "\n"
-    )
+    whole = {"environment": record, "results": plain}
+    write_text(out / "scaling.json", json.dumps(whole, indent=2) + "\n")
     text = bench_report.provenance(record)
     headings = ("value", "backprop ms", "L-DRL ms", "×", "backprop MiB", "L-DRL MiB", "×")
     for axis, points in found.items():
@@ -112,3 +113,4 @@ def write(found: dict[str, list[tuple[float, list[Row]]]], shared: Setting, out:
         text += f"\n## {axis}\n\n" + markdown(headings, lines)
     write_text(out / "scaling.md", text)
     draw_scaling(plain, out / "scaling.png")
+    return whole

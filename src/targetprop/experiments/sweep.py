@@ -87,7 +87,7 @@ def differences(a: Config, b: Config) -> str:
     )
 
 
-def run_cell(cell: Cell, follow: Callable[[session.Session], None]) -> str | None:
+def run_cell(cell: Cell, follow: Callable[[session.Session], object]) -> str | None:
     """Start the cell's run, go on with it, or leave it alone if it has ended.
 
     Returns:
@@ -166,8 +166,8 @@ def row(line: Summary) -> tuple[str, ...]:
     )
 
 
-def write(found: Sequence[Cell], folder: Path) -> list[Summary]:
-    """Write ``sweep.json`` and ``sweep.md`` into ``folder``; returns the summaries."""
+def write(found: Sequence[Cell], folder: Path) -> tuple[list[Summary], dict[str, Any]]:
+    """Write ``sweep.json`` and ``sweep.md`` into ``folder``; returns the lines and the former."""
     lines = summarise(found)
     record = read_json(found[0].folder / "environment.json")
     plain = {"environment": record, "results": [dataclasses.asdict(line) for line in lines]}
@@ -176,4 +176,4 @@ def write(found: Sequence[Cell], folder: Path) -> list[Summary]:
         folder / "sweep.md",
         provenance(record) + "\n" + markdown(HEADINGS, [row(line) for line in lines]),
     )
-    return lines
+    return lines, plain

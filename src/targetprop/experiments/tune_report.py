@@ -73,11 +73,11 @@ def best_first(study: Study) -> Sequence[FrozenTrial]:
     return [*sorted(ended, key=lambda t: -(t.value or 0)), *rest]
 
 
-def write(study: Study) -> FrozenTrial | None:
+def write(study: Study) -> tuple[FrozenTrial | None, dict[str, Any]]:
     """Write ``trials.json``, ``trials.md``, ``space.yaml``, ``base.yaml`` and ``best.yaml``.
 
     Returns:
-        the best trial; without any there is no ``best.yaml``.
+        the best trial, without which there is no ``best.yaml``, and what ``trials.json`` holds.
 
     """
     plan, folder = study.plan, study.plan.folder
@@ -112,4 +112,4 @@ def write(study: Study) -> FrozenTrial | None:
     best = study.best()
     if best is not None:
         runner.write_config(spaces.settled(plan.base, study.point(best)), folder, "best.yaml")
-    return best
+    return best, found
