@@ -119,9 +119,9 @@ def test_every_rule_resumes_and_evaluates(own, rule):
 
 
 def test_bench_times_a_network_of_the_users_own(own, capsys):
+    contenders = ["plain", "attach", "attach:coupled", "attach:feedback_alignment"]
     words = [
-        "plain",
-        "attach",
+        *contenders,
         "--data",
         "digits",
         "--steps",
@@ -137,8 +137,10 @@ def test_bench_times_a_network_of_the_users_own(own, capsys):
     assert run("bench", *words, *name) == 0
     (measured,) = json.loads((own / "bench/bench.json").read_text())["results"]
     assert measured["setting"]["options"] == {"width": 12}
-    assert [row["contender"] for row in measured["rows"]] == ["plain", "attach"]
+    assert [row["contender"] for row in measured["rows"]] == contenders
     assert measured["rows"][1]["angle_max"] < 0.1
+    assert measured["rows"][2]["iterations"] > 0
+    assert measured["rows"][3]["angle_max"] > 10
     for name, message in (
         (["own_models:bad"], "expected logits (2, 10)"),
         (["vti"], "unknown network 'vti'; did you mean 'vit'"),

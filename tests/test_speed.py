@@ -256,6 +256,8 @@ def test_the_papers_solver_is_a_contender():
         (["ldrl", "--networks", "lenet", "mlp", "--channels", "3"], "one network"),
         (["ldrl", "--networks", "lenet", "--channels", "3"], "does not fit"),
         (["ldrl", "--what", "3"], "unexpected"),
+        (["attach:coupld"], "did you mean 'coupled'"),
+        (["attach:adam"], "unknown rule or solver 'adam'"),
     ],
 )
 def test_bench_refuses_before_it_works(words, sentence, tmp_path, capsys):

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
             raise ConfigError(f"unexpected '--{key}'; see targetprop bench --help.")
         options[key.removeprefix(config.OPTIONS)] = parse_yaml(value, key)
     for name in args.contenders:
-        contenders.solver_settings(contenders.split_name(name)[1])
+        contenders.split_name(name)
     for key, least in (("batch_size", 1), ("steps", 10), ("warmup", 1)):
         if getattr(args, key) < least:
             raise ConfigError(

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from targetprop.algorithms import LDRL, Backprop
 from targetprop.attach import Feedback, attach
 from targetprop.data import Batches, Dataset
-from targetprop.feedback import PredictiveSolver, SGDSolver
+from targetprop.feedback import SOLVERS, PredictiveSolver, ProbeSolver, SGDSolver
 from targetprop.laboratory import networks
 from targetprop.models import MODELS, CharGPT, plain
+from targetprop.rules import RULES
 from targetprop.training import config
 from targetprop.training.build import build_model
 from targetprop.training.config import ConfigError, MemoryFormat, Precision
@@ -28,8 +29,9 @@ PAPER_PRESETS = {"simple_vgg": "cifar10-vgg-ldrl-paper", "lenet": "cifar10-lenet
 
 CONTENDERS = {
     "plain": "a plain PyTorch loop: the module and loss.backward()",
-    "attach": "the same loop with feedback attached (targetprop.attach): "
-    "tracking and probes included",
+    "attach": "the same loop with feedback attached (targetprop.attach), tracking and probes "
+    "included; by another rule or solver as in attach:sign_symmetry, attach:coupled, "
+    "attach:untracked",
     "backprop": "Backprop of this library",
     "ldrl": "L-DRL, defaults; settings of its solver as in ldrl:tolerance=0.05,probe_every=20",
     "untracked": "L-DRL without tracking; settings likewise",
@@ -131,21 +133,41 @@ def solver_settings(text: str) -> dict[str, Any]:
     return settings
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """(contender, settings of its solver).
+def attach_settings(text: str) -> dict[str, Any]:
+    """What ``attach`` is given: the rule or solver called ``text``, or no tracking.
+
+    Raises:
+        ConfigError: there is none of that name.
+
+    """
+    solvers = [name for name, kind in SOLVERS.items() if issubclass(kind, ProbeSolver)]
+    if text in RULES:
+        return {"rule": text}
+    if text == "untracked":
+        return {"solver": PredictiveSolver(tracking=False)}
+    if text and text not in solvers:
+        known = [*RULES, *solvers, "untracked"]
+        raise ConfigError(f"unknown rule or solver '{text}'; {config.nearest(text, known)}")
+    return {"solver": text} if text else {}
+
+
+def split_name(name: str) -> tuple[str, dict[str, Any]]:
+    """(contender, settings of its solver or of ``attach``).
 
     Raises:
         ConfigError: no such contender, or settings for one that has none.
 
     """
-    kind, _, settings = name.partition(":")
+    kind, _, text = name.partition(":")
     if kind not in CONTENDERS:
         raise ConfigError(f"unknown contender '{kind}'; {config.nearest(kind, list(CONTENDERS))}")
-    if settings and kind not in ("ldrl", "untracked"):
+    if kind == "attach":
+        return kind, attach_settings(text)
+    if text and kind not in ("ldrl", "untracked"):
         raise ConfigError(
-            f"contender '{kind}' takes no settings, got '{settings}'; only ldrl and untracked do."
+            f"contender '{kind}' takes no settings, got '{text}'; attach, ldrl and untracked do."
         )
-    return kind, settings
+    return kind, solver_settings(text)
 
 
 def contender(
@@ -157,8 +179,7 @@ def contender(
         ConfigError: as ``split_name``, or the paper gives no settings for the network.
 
     """
-    kind, text = split_name(name)
-    settings = solver_settings(text)
+    kind, settings = split_name(name)
     if kind == "paper" and setting.network not in PAPER_PRESETS:
         known = ", ".join(PAPER_PRESETS)
         raise ConfigError(
@@ -180,8 +201,9 @@ def contender(
     net: Any = prepare(made, device, setting.precision, setting.memory_format)
     optimizer = torch.optim.SGD(net.parameters(), setting.lr, momentum=0.9, weight_decay=1e-4)
     if kind in ("plain", "attach"):
-        feedback_of = attach(net, *example(setting, in_shape, device)) if kind == "attach" else None
-        if feedback_of is not None:
+        feedback_of = None
+        if kind == "attach":
+            feedback_of = attach(net, *example(setting, in_shape, device), **settings)
             feedback_of.follow(optimizer)
         run = torch.compile(net, fullgraph=True) if setting.compiled else net
         return Contender(
