@@ -221,6 +221,29 @@ def logged(p: argparse.ArgumentParser) -> None:
     )
 
 
+@contextmanager
+def bar_of(label: str) -> Iterator[loop.Tell]:
+    """A bar of a run's steps; of several runs, one after another, that of the present one."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(label, total=None, loss=float("nan"))
+        shown: loop.Session | None = None
+
+        def tell(session: loop.Session, loss: float) -> None:
+            nonlocal shown
+            if session is not shown:
+                shown = session
+                bar.reset(task, total=session.last_step)
+            bar.update(task, completed=session.progress.step, loss=loss)
+
+        yield tell
+
+
 def follow(
     session: loop.Session, deadline: float = float("inf"), logger: str | None = None
 ) -> dict[str, Any]:
@@ -230,22 +253,9 @@ def follow(
         what ``result.json`` holds, and the folder.
 
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-    )
-    bars = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-    with loggers.logging(logger, session, warn) as also, bars as bar:
-        label = session.config.algorithm.name
-        task = bar.add_task(
-            label, total=session.last_step, completed=session.progress.step, loss=float("nan")
-        )
-
-        def tell(session: loop.Session, loss: float) -> None:
-            bar.update(task, completed=session.progress.step, loss=loss)
-
+    label = session.config.algorithm.name
+    with loggers.logging(logger, session, warn) as also, bar_of(label) as tell:
+        tell(session, float("nan"))
         result = loop.run(session, tell, deadline, also)
     if session.ranks.leader:
         curves = {session.folder.name: read_metrics(session.folder / "metrics.jsonl")}

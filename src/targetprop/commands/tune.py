@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from targetprop.commands.common import answer, console, data_dir, overrides, say, writable
+from targetprop.commands.common import answer, bar_of, console, data_dir, overrides, say, writable
 from targetprop.experiments import space as spaces
 from targetprop.experiments import study_file, trials
 from targetprop.experiments.default_space import default_space
@@ -80,15 +80,17 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     if folder == path:
         raise ConfigError(f"{folder} is the study itself; give the folder of its trials by --out.")
     plan = Plan(args.preset, base, space, args.sampler, not args.no_prune, folder)
-    study = tune.Study(plan, args.storage, say)
-    writable(str(folder))
-    try:
-        study.work(args.trials, deadline)
-    finally:
-        best, record = tune_report.write(study)
-    table = Table(*tune_report.headings(study))
+    with bar_of("trial") as tell:
+        study = tune.Study(plan, args.storage, say, tell)
+        writable(str(folder))
+        try:
+            study.work(args.trials, deadline)
+        finally:
+            best, record = tune_report.write(study)
+    # commit and date, which all share as a rule, are left to trials.md
+    table = Table(*(heading.rpartition(".")[2] for heading in tune_report.headings(study)[:-2]))
     for trial in tune_report.best_first(study):
-        table.add_row(*tune_report.row(study, trial))
+        table.add_row(*tune_report.row(study, trial)[:-2])
     console.print(table)
     answer(args, record)
     running = sum(1 for trial in study.trials() if trial.state.name == "RUNNING")

@@ -40,6 +40,7 @@ def trial(
     folder: Path,
     report: Report = lambda session, accuracy, epoch: None,
     deadline: float = float("inf"),
+    tell: loop.Tell = lambda session, loss: None,
 ) -> dict[str, Any]:
     """Train a configuration in ``folder``, or go on with that.
 
@@ -49,6 +50,7 @@ def trial(
         report: told every epoch's validation accuracy, those before a resumption first; what it
             raises ends the trial.
         deadline: time.monotonic() at which to stop as if asked to.
+        tell: called after every step, to show progress.
 
     Returns:
         steps, seconds per step and the best validation accuracy.
@@ -79,7 +81,8 @@ def trial(
             report(session, row["accuracy"], row["epoch"])
     return loop.run(
         session,
-        deadline=deadline,
+        tell,
+        deadline,
         judge=lambda session, accuracy: report(session, accuracy, session.progress.epoch - 1),
         end=held_out_result,
     )

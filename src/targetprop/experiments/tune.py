@@ -50,8 +50,8 @@ Say = Callable[[str], None]
 class Study:
     """A study on disk, and what this process does with it."""
 
-    def __init__(self, plan: Plan, url: str, say: Say):
-        """Open the study, or make it.
+    def __init__(self, plan: Plan, url: str, say: Say, tell: loop.Tell):
+        """Open the study, or make it; ``say`` gets sentences, ``tell`` the steps of trials.
 
         Raises:
             ConfigError: it is one of other settings.
@@ -59,7 +59,8 @@ class Study:
 
         """
         trials.demand_validation(plan.base)
-        self.plan, self.say, self.path = plan, say, database(url)
+        self.plan, self.path = plan, database(url)
+        self.say, self.tell = say, tell
         grid = spaces.grid(plan.space, "the space") if plan.sampler == "grid" else []
         points = [{key: plain(value) for key, value in point.items()} for point in grid]
         self.most = len(points) or None
@@ -216,7 +217,7 @@ class Study:
             self.end(trial, None, f"refused: {error}")
             return
         try:
-            found = trials.trial(run, folder, report, deadline)
+            found = trials.trial(run, folder, report, deadline, self.tell)
         except optuna.TrialPruned as error:
             self.end(trial, None, str(error))
         except loop.Diverged as error:
