@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from targetprop.algorithms import DDTPLinear
 from targetprop.analysis.alignment import backprop_gradients
 from targetprop.commands import main as cli
-from targetprop.experiments import figure_4_2, figure_4_3, figure_4_3_curves, theory
+from targetprop.experiments import evidence, figure_4_2, figure_4_3, figure_4_3_curves, theory
 from targetprop.experiments.cells import Place, cell, mean_and_std
 from targetprop.experiments.reproduce import EXPERIMENTS
 from targetprop.training.config import ConfigError
@@ -183,3 +183,24 @@ def test_the_updates_reach_what_the_transpose_leaves_at_the_counted_cost():
 def test_bad_input_is_one_sentence(words, sentence, tmp_path, capsys):
     assert cli.main(["reproduce", *words, "--out", str(tmp_path)]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_queue_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
+    """Stopped after every step it ends as in one go, image runs and the GPT alike."""
+    monkeypatch.setattr(evidence, "QUEUE", evidence.QUEUE[:2])
+    monkeypatch.setattr(evidence, "draw_panels", lambda *args, **more: None)
+    once = smoke("evidence", tmp_path / "once", "--seeds", "1")
+    words = ["reproduce", "evidence", "--scale", "smoke", "--seeds", "1"]
+    for _ in range(30):
+        code = cli.main([*words, "--minutes", "0", "--out", str(tmp_path / "cut")])
+        if code == 0:
+            break
+        assert code == 128 + 14
+    assert "go on with the same command" in capsys.readouterr().err
+    cut = tmp_path / "cut" / "evidence"
+    names = [path.relative_to(once) for path in once.glob("cells/**/cell.json")]
+    assert len(names) == 5
+    for name in names:
+        a, b = (json.loads((folder / name).read_text())["result"] for folder in (once, cut))
+        assert a["test"] == b["test"], name
+        assert a["angle_max"] == b["angle_max"], name

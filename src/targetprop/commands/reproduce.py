@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 
-from targetprop.commands.common import answer, console, no_more, writable
+from targetprop.commands.common import answer, bar_of, console, no_more, writable
 from targetprop.experiments import reproduce
 from targetprop.experiments.cells import Place
+from targetprop.training import loop
 from targetprop.training.config import ConfigError
 
 EXAMPLE = "targetprop reproduce figure-4.2 --scale cpu --data-dir DATA"
@@ -23,6 +24,9 @@ def add(p: argparse.ArgumentParser) -> None:
         help="minutes, hours, or the paper's own (GPU)",
     )
     p.add_argument("--seeds", type=int, help="how many; default the experiment's own number")
+    p.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop and save after so many minutes"
+    )
     p.add_argument("--data-dir", help="where data sets lie")
     p.add_argument("--out", help="the folder of cells and results (default reproduce/SCALE)")
 
@@ -32,19 +36,27 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     no_more(words, "reproduce")
     if args.seeds is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds} is out of range; expected at least 1.")
+    deadline = time.monotonic() + 60 * args.minutes
     written = []
     for name in reproduce.EXPERIMENTS if args.name == "all" else [args.name]:
         folder = writable(args.out or f"reproduce/{args.scale}")
-        place = Place(
-            writable(str(folder / name)),
-            args.scale,
-            args.seeds,
-            args.data_dir,
-            lambda t: console.print(f"  {t}"),
-        )
         began = time.perf_counter()
         console.print(f"{name}, scale {args.scale}")
-        reproduce.EXPERIMENTS[name](place)
+        with bar_of("run") as watch:
+            place = Place(
+                writable(str(folder / name)),
+                args.scale,
+                args.seeds,
+                args.data_dir,
+                lambda t: console.print(f"  {t}"),
+                watch,
+                deadline,
+            )
+            try:
+                reproduce.EXPERIMENTS[name](place)
+            except loop.Interrupted as error:
+                text = f"stopped; go on with the same command ({place.folder} has all of it)."
+                raise loop.Interrupted(text, error.number) from error
         console.print(
             f"{place.folder / name}.md, .csv, .png, .pdf in {time.perf_counter() - began:.0f} s"
         )

@@ -30,6 +30,8 @@ from targetprop.training.logging import environment
 Result = dict[str, Any]
 Tell = Callable[[str], None]
 """Is told in a few words what is computed now."""
+Watch = Callable[[Any, float], None]
+"""Is shown a session and the loss of its present step."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Place:
         seeds: how many; None for the usual number.
         data_dir: where data sets lie.
         tell: of progress.
+        watch: is shown the steps of runs.
+        deadline: time.monotonic() at which a run is saved, to go on when the command is repeated.
 
     """
 
@@ -50,6 +54,8 @@ class Place:
     seeds: int | None = None
     data_dir: str | None = None
     tell: Tell = lambda text: None
+    watch: Watch = lambda session, loss: None
+    deadline: float = float("inf")
 
     def choose(self, own: Sequence[int]) -> list[int]:
         """The seeds: the experiment's own, as many as asked for (two to smoke), then on by ones."""
@@ -207,7 +213,11 @@ def write_markdown(
 
 def provenance(place: Place, name: str) -> str:
     """The command that makes the results, and where, when and from which source the cells came."""
+    seeds = "" if place.seeds is None else f" --seeds {place.seeds}"
+    command = f"    targetprop reproduce {name} --scale {place.scale}{seeds} --data-dir DATA"
     kept = [read_json(path) for path in sorted((place.folder / "cells").rglob("cell.json"))]
+    if not kept:
+        return f"{command}\n\nNo cell is finished yet."
     records = [one["environment"] for one in kept]
 
     def each(key: str) -> str:
@@ -216,9 +226,8 @@ def provenance(place: Place, name: str) -> str:
     dates = sorted({record["date"][:10] for record in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     hours = sum(one["seconds"] for one in kept) / 3600
-    seeds = "" if place.seeds is None else f" --seeds {place.seeds}"
     return (
-        f"    targetprop reproduce {name} --scale {place.scale}{seeds} --data-dir DATA\n\n"
+        f"{command}\n\n"
         f"{len(kept)} cells, {hours:.2f} hours in all, {when}, commit {each('commit')}, "
         f"torch {each('torch')}, {each('device')}, {each('threads')} threads."
     )

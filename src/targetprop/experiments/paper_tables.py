@@ -5,28 +5,24 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from targetprop.analysis.figures import draw_bars
-from targetprop.analysis.tables import angle_summary
 from targetprop.experiments.cells import (
     Place,
     Result,
-    cell,
     listed,
     mean_and_std,
-    run_settings,
     slug,
     spread,
     write_csv,
     write_markdown,
 )
 from targetprop.experiments.space import settled
+from targetprop.experiments.trained import train
 from targetprop.experiments.trials import RATE, best_rate
-from targetprop.training import config, loop, runner
-from targetprop.training.logging import read_metrics
+from targetprop.training import config
 
 Results = dict[tuple[str, str], list[Result]]
 
@@ -41,6 +37,7 @@ class Scale:
         settings: over every preset.
         reduced: what differs from the paper, in words.
         grid: learning rates to choose from, by the first seed's validation; empty for the presets'.
+        trial: settings over ``settings`` of the runs that choose.
 
     """
 
@@ -49,6 +46,7 @@ class Scale:
     settings: Result
     reduced: str
     grid: Sequence[float] = ()
+    trial: Result = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,8 @@ class Contents:
         network: as in the names of presets.
         columns: label ↦ (variant of the preset, settings over it).
         scales: by name.
-        published: (set, column) ↦ what PAPER.md gives, as text.
+        published: (set, column) ↦ what papers give, as text.
+        untuned: columns that keep their preset's learning rate.
 
     """
 
@@ -69,6 +68,7 @@ class Contents:
     columns: dict[str, tuple[str, Result]]
     scales: dict[str, Scale]
     published: dict[tuple[str, str], str]
+    untuned: Sequence[str] = ()
 
 
 ALIKE: Result = {
@@ -115,17 +115,11 @@ TABLE_1 = Contents(
         "smoke": SMOKE,
         "cpu": Scale(
             SETS,
-            [0, 1, 2],
-            {
-                **ALIKE,
-                "network.channels": [16, 32, 128],
-                "steps": 150,
-                "schedule.period": 150,
-                "measure_every": 25,
-            },
-            "LeNet of widths 16, 32, 128 instead of 32, 64, 512; "
-            "150 steps of 128 images instead of 90 epochs",
+            [0],
+            {**ALIKE, "epochs": 8, "schedule.period": None, "measure_every": 200},
+            "8 epochs instead of 90",
             GRID,
+            {"epochs": 1},
         ),
         "paper": Scale(SETS, SEEDS, {"epochs": 90}, "nothing"),
     },
@@ -135,6 +129,35 @@ TABLE_1 = Contents(
         ("cifar10", PAPERS): "85.3 (unverified)",
         ("cifar10", "backprop"): "86.3 (unverified)",
         ("cifar10", "s-DDTP"): "best DDTP 76.0 (unverified)",
+    },
+    untuned=(PAPERS,),
+)
+PERCEPTRONS = Scale(
+    SETS,
+    [0, 1, 2],
+    {**ALIKE, "epochs": 10, "schedule.period": None, "measure_every": 200},
+    "10 epochs",
+    (3e-3, 1e-2, 3e-2, 1e-1),
+    {"epochs": 2},
+)
+CRITIQUE = Contents(
+    title="Tanh perceptrons: are they learned below feedback alignment?",
+    network="mlp",
+    columns={
+        "backprop": ("backprop", {}),
+        "L-DRL": ("ldrl", {}),
+        PAPERS: ("ldrl-paper", {}),
+        "FA": ("backprop", {"algorithm.name": "feedback_alignment"}),
+    },
+    scales={"smoke": SMOKE, "cpu": PERCEPTRONS, "paper": PERCEPTRONS},
+    published={
+        (data_name, column): f"{value:.2f} (Kao and Hariharan 2024)"
+        for data_name, values in {
+            "mnist": (98.19, 93.29),
+            "fashion-mnist": (89.58, 83.60),
+            "cifar10": (50.03, 42.19),
+        }.items()
+        for column, value in zip(("backprop", PAPERS), values, strict=True)
     },
 )
 TABLE_2 = Contents(
@@ -167,8 +190,10 @@ def chosen(
 ) -> config.Config:
     """A cell's configuration; at a reduced scale every column sees the images of backprop's."""
     variant, settings = contents.columns[column]
-    prefix = "digits" if data_name == "digits" else f"{data_name}-{contents.network}"
     presets = config.presets()
+    prefix = f"{data_name}-{contents.network}"
+    if data_name == "digits" and f"{prefix}-backprop" not in presets:
+        prefix = "digits"
     overrides: Result = {**settings, **contents.scales[scale].settings, "seed": seed}
     if scale != "paper":
         base = presets[f"{prefix}-backprop"]
@@ -192,8 +217,8 @@ def columns(contents: Contents, scale: str) -> list[str]:
 def reproduce(contents: Contents, name: str, place: Place) -> None:
     """Train what is missing, seed by seed and row by row; the table is written anew after each row.
 
-    Where the scale has a grid, each column's learning rate is chosen from it first, but for the
-    paper's solver, which is costly and keeps the rate that its authors tuned.
+    Where the scale has a grid, each column's learning rate is chosen from it first, but for those
+    that keep what their authors tuned.
     """
     scale = contents.scales[place.scale]
     seeds = place.choose(scale.seeds)
@@ -208,25 +233,19 @@ def reproduce(contents: Contents, name: str, place: Place) -> None:
         for data_name in scale.sets:
             for column in labels:
                 plan, where = plans[data_name, column], f"{data_name}/{slug(column)}"
-                if scale.grid and column != PAPERS:
-                    plan = settled(plan, {RATE: best_rate(place, where, plan, scale.grid)})
+                if scale.grid and column not in contents.untuned:
+                    short = settled(plan, scale.trial)
+                    plan = settled(plan, {RATE: best_rate(place, where, short, scale.grid)})
                 found = train(place, f"{where}/seed-{seed}", dataclasses.replace(plan, seed=seed))
                 found = {**found, "lr": plan.optimizer.lr}
                 results.setdefault((data_name, column), []).append(found)
             write(contents, name, place, results, seeds[: seeds.index(seed) + 1])
 
 
-def train(place: Place, where: str, run: config.Config) -> Result:
-    """The result of a run with its angles, or ``diverged`` with the reason."""
-
-    def compute(folder: Path) -> Result:
-        try:
-            result = runner.run(runner.take_up(run, folder / "run"))
-        except loop.Diverged as error:
-            return {"diverged": str(error)}
-        return {**result, **angle_summary(read_metrics(folder / "run" / "metrics.jsonl"))}
-
-    return cell(place, where, run_settings(run), compute)
+def scale_of_trials(scale: Scale) -> str:
+    """How the runs that chose the rates differed from the others, in words."""
+    differing = ", ".join(f"{key} {value}" for key, value in scale.trial.items())
+    return f" ({differing})" if differing else ""
 
 
 def write(contents: Contents, name: str, place: Place, results: Results, seeds: Sequence[int]):
@@ -276,10 +295,11 @@ def write(contents: Contents, name: str, place: Place, results: Results, seeds: 
     pictures = [place.folder / f"{name}.{s}" for s in ("png", "pdf")]
     draw_bars(sets, means, stds, {}, "test accuracy (%)", pictures)
     write_csv(place.folder / f"{name}.csv", rows)
+    untuned = "".join(f"; {column} keeps its authors'" for column in contents.untuned)
     rates = (
         "Learning rates: of each column the best of "
         f"{', '.join(f'{rate:g}' for rate in scale.grid)} by validation accuracy of seed "
-        f"{seeds[0]}; the paper's solver keeps its authors'. "
+        f"{seeds[0]}{scale_of_trials(scale)}{untuned}. "
     )
     about = (
         f"Test accuracy in per cent, mean ± standard deviation, {listed(seeds)}; tested once, with "

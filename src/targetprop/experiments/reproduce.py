@@ -7,6 +7,7 @@ from functools import partial
 
 from targetprop.experiments import (
     cost,
+    evidence,
     figure_4_2,
     figure_4_3,
     figure_4_3_curves,
@@ -30,5 +31,7 @@ EXPERIMENTS: dict[str, Callable[[Place], None]] = {
     "table-2": partial(paper_tables.reproduce, paper_tables.TABLE_2, "table-2"),
     "cost": cost.reproduce,
     "theory": theory.reproduce,
+    "critique": partial(paper_tables.reproduce, paper_tables.CRITIQUE, "critique"),
+    "evidence": evidence.reproduce,
 }
 SCALES = ("smoke", "cpu", "paper")

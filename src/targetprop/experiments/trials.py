@@ -116,7 +116,7 @@ def best_rate(place: Place, where: str, plan: Config, grid: Sequence[float]) -> 
 
         def compute(folder: Path) -> dict[str, Any]:
             try:
-                return trial(run, folder / "run")
+                return trial(run, folder / "run", deadline=place.deadline, tell=place.watch)
             except loop.Diverged as error:
                 return {"diverged": str(error)}
 
