@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 import targetprop as tp
 from targetprop.feedback import CorrelationSolver
@@ -364,7 +365,7 @@ def test_gradients_of_each_sample_are_of_the_models_own_weights(x):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         each = vmap(grad(loss), (None, 0))(own, x)
-    model(x).square().sum().backward()
+        model(x).square().sum().backward()
     torch.testing.assert_close(each["0.weight"].sum(0), model[0].weight.grad)
 
 
@@ -598,3 +599,196 @@ def test_a_resumed_run_goes_on_bit_for_bit_over_a_plain_preload(x):
         train(model, optimizer, x, 6)
     for one, two in zip(run[0].parameters(), other[0].parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def closely(model, feedback, x):
+    """Whether the signal of ω is that of θ."""
+    sent = gradients(model, x)
+    with feedback.exact():
+        wanted = gradients(model, x)
+    return all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(sent, wanted, strict=True))
+
+
+def gradients(model, x):
+    own = [p for name, p in model.named_parameters() if "feedback" not in name]
+    return torch.autograd.grad((model(x) - 1).square().mean(), own)
+
+
+@pytest.mark.parametrize("case", ["closure", "closure of a copy", "compiled", "other model"])
+def test_steps_that_teach_nothing_are_told_of_whoever_calls_the_model(x, case):
+    model = net()
+    feedback = tp.attach(model)
+    called = model
+    if case == "closure of a copy":
+        called = model = copy.deepcopy(model)
+    if case == "compiled":
+        called = torch.compile(model, backend="aot_eager", fullgraph=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = called(x).square().mean()
+        loss.backward()
+        return loss
+
+    if case == "other model":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            feedback.follow(optimizer)
+            train(net(), torch.optim.SGD(net().parameters(), 0.1), x, 4)
+            for _ in range(4):
+                optimizer.step(closure)
+        return
+
+    def run():
+        for _ in range(4):
+            if case == "compiled":
+                closure()
+                optimizer.step()
+            else:
+                optimizer.step(closure)
+
+    with pytest.warns(UserWarning, match="its feedback learns nothing"):
+        run()
+
+
+def test_a_warm_up_by_backpropagation_is_no_neglect(x):
+    model = net()
+    feedback = tp.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            with feedback.exact():
+                optimizer.zero_grad()
+                (model(x) - 1).square().mean().backward()
+            optimizer.step()
+        feedback.follow(optimizer)
+    assert closely(model, feedback, x)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_both_runs_of_a_checkpointed_pass_are_exact_or_neither(x, reentrant):
+    model = net()
+    feedback = tp.attach(model)
+    x.requires_grad_()
+
+    def run():
+        return checkpoint(model, x, use_reentrant=reentrant).square().mean()
+
+    with feedback.exact():
+        loss = run()
+    with pytest.raises(RuntimeError, match=r"'0' \(Linear\) runs again in the backward pass"):
+        loss.backward()
+    loss = run()
+    with feedback.exact(), pytest.raises(RuntimeError, match="call backward\\(\\) where"):
+        loss.backward()
+    run().backward()
+    with feedback.exact():
+        run().backward()
+
+
+@pytest.mark.parametrize("feedback_first", [True, False])
+def test_weights_saved_before_they_were_learned_are_learned_on_resumption(x, feedback_first):
+    model = net()
+    feedback = tp.attach(model)
+    model.load_state_dict({k: torch.randn_like(v) for k, v in feedback.plain_state_dict().items()})
+    states = copy.deepcopy([model.state_dict(), feedback.state_dict()])
+    model = net()
+    feedback = tp.attach(model)
+    parts = list(zip((model, feedback), states, strict=True))
+    for part, state in reversed(parts) if feedback_first else parts:
+        part.load_state_dict(state)
+    assert closely(model, feedback, x)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_checkpoint_with_others_feedback_is_measured_before_a_signal_travels(x, frozen):
+    """``state.update(pretrained)`` leaves the old ω beside new weights."""
+    model = net()
+    feedback = tp.attach(model)
+    state = model.state_dict()
+    state.update({k: torch.randn_like(v) for k, v in feedback.plain_state_dict().items()})
+    model.load_state_dict(state)
+    if frozen:
+        model.requires_grad_(False)
+        x.requires_grad_()
+        sent = torch.autograd.grad(model(x).sum(), x)[0]
+        with feedback.exact():
+            wanted = torch.autograd.grad(model(x).sum(), x)[0]
+        assert (sent - wanted).norm() <= 1e-4 * wanted.norm()
+    else:
+        assert closely(model, feedback, x)
+
+
+def test_a_copy_that_is_loaded_with_plain_weights_says_that_it_learns_nothing(x):
+    feedback = tp.attach(net())
+    frozen = copy.deepcopy(feedback.model).requires_grad_(False)
+    frozen.load_state_dict({k: v + 1 for k, v in feedback.plain_state_dict().items()})
+    with pytest.warns(UserWarning, match="a copy of an attached model was loaded"):
+        frozen(x.requires_grad_())
+
+
+def test_weights_drawn_anew_before_follow_are_measured_by_it(x):
+    model = net()
+    feedback = tp.attach(model)
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
+    feedback.follow(torch.optim.SGD(model.parameters(), 0.01))
+    assert max(feedback.mismatch().values()) < 1e-5
+
+
+def test_weights_from_elsewhere_are_told_of_after_a_load_too(x):
+    model = net()
+    tp.attach(model)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    fast = {k: v.detach() + 1 for k, v in model.named_parameters() if "feedback" not in k}
+    with pytest.warns(UserWarning, match="another than the model's own"):
+        functional_call(model, fast, (x.requires_grad_(),))
+
+
+def test_a_model_may_hold_its_own_handle(x):
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+            self.feedback = tp.attach(self)
+
+        def forward(self, x):
+            return self.net(x)
+
+    model = copy.deepcopy(Holder())
+    assert model.feedback.model is model
+    optimizer = model.feedback.follow(torch.optim.SGD(model.parameters(), 0.1))
+    train(model, optimizer, x, 20)
+    assert max(model.feedback.mismatch().values()) < 1e-4
+    model.added = nn.Linear(3, 3)
+    with pytest.warns(UserWarning, match="'added'"):
+        train(model, optimizer, x, 1)
+
+
+def test_a_base_class_that_counts_its_subclasses_does_not_see_ours(x):
+    seen = {}
+
+    class Named(nn.Linear):
+        def __init_subclass__(cls, /, name, **settings):
+            assert name not in seen
+            seen[name] = cls
+
+    class Mine(Named, name="mine"):
+        pass
+
+    model = nn.Sequential(Mine(6, 4), nn.Tanh(), Mine(4, 3))
+    feedback = tp.attach(model, x)
+    assert seen == {"mine": Mine}
+    assert closely(model, feedback, x)
+    assert type(Mine(2, 2)) is Mine
+
+
+def test_a_trace_is_refused_in_one_sentence(x):
+    model = net()
+    tp.attach(model)
+    with pytest.raises(RuntimeError, match=r"traced graph keeps no feedback.*no_grad"):
+        torch.jit.trace(model, x)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(model, x)(x), model(x))

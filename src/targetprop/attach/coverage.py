@@ -151,7 +151,8 @@ class FirstPass:
         self.remove()
         text = (
             "the forward of the model itself never ran eagerly, so what it multiplies outside its "
-            "maps was not seen; give example inputs: attach(model, x)."
+            "maps was not seen; give example inputs, attach(model, x), or, where it has no forward "
+            "of its own, attach its parts."
         )
         if self.strict:
             raise NotCovered(text)

@@ -59,7 +59,7 @@ class Feedback:
         self._broadcast: Any = None
         self._reminder: Reminder | None = None
         self.sites: list[Site] = []
-        self._strict, self._loaded = strict, 0
+        self._strict = strict
         adopting = bool(links_of(model))
         self._link, self._modules, left_out = take(model, rule, only, skip, gains, beta)
         if not self._modules:
@@ -80,7 +80,7 @@ class Feedback:
             self._undrawn = [s for s in self.sites if s.omega is not None and s.omega.is_meta]
             if self._undrawn:
                 self._late = surgery.Late(model, self._link)
-            self._known = {id(module) for module in model.modules()}
+            self._known = surgery.present(model)
             self._hidden = Hidden(model)
             with torch.no_grad():
                 self.learning.begin(self._learners())
@@ -99,7 +99,7 @@ class Feedback:
         """Of a copied or pickled handle, with its model."""
         self.__dict__.update(state)
         self._link.handle = self
-        self._known = {id(module) for module in self.model.modules()}
+        self._known = set()  # the model may not be whole yet
 
     def _draw_late(self) -> None:
         """Draw the ω of a model that was attached on the meta device, once it has left that."""
@@ -120,9 +120,9 @@ class Feedback:
             surgery.separate(self.sites)
             self.learning.admit(self._learners())
         gains = any(site.layout.form == "diagonal" for site in self.sites)
-        told = surgery.tell_newcomers(self.model, self._known, self._link, gains, self._strict)
-        if told:
-            self._known = {id(module) for module in self.model.modules()}
+        self._known = self._known or surgery.present(self.model)
+        if surgery.tell_newcomers(self.model, self._known, self._link, gains, self._strict):
+            self._known = surgery.present(self.model)
 
     def _omegas(self) -> list[nn.Parameter]:
         return [site.omega for site in self.sites if site.omega is not None]
@@ -155,32 +155,30 @@ class Feedback:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Probe every map now if weights were loaded without their ω, unless they are sharded.
+        """Measure every map now if weights were loaded or an optimizer followed; mend what is off.
 
-        An eager forward pass that meets such weights calls it; else the next step probes them.
+        An eager forward pass calls it then; where ω are sharded, the next step does the same.
         """
         sites = self._learners()
-        if self._link.stale and not any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
+        if any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
+            return
+        if self._link.stale:
             self.report = self.learning.step(sites, True, apart=True)
-            self._settle()
+        elif self._link.unsure:
+            self.learning.check(sites)
+        self._link.settle(self._modules.values())
 
     def _learn(self, sites: list[Site], leads: bool) -> None:
         """Probe those of ``sites`` that are due; ``leads``: it is the first of a round."""
         if self._first is not None:
             self._first.stepped([site.theta for site in self.sites])
-        if self._loaded != self._link.loaded:
+        if self._link.unsure:
             self.learning.recheck(self._learners())
         self.learning.steps += leads
         found = self.learning.step(sites, self._link.stale)
         self.report = found if leads else self.report | found
         self._link.taught += 1
-        self._settle()
-
-    def _settle(self) -> None:
-        """Every map has what was loaded."""
-        for module in self._modules.values() if self._link.stale else ():
-            module.__dict__.pop("_feedback_stale", None)
-        self._link.stale, self._loaded = False, self._link.loaded
+        self._link.settle(self._modules.values())
 
     def follow(self, optimizer: Any) -> Any:
         """Let ω learn with ``optimizer``: tracking before its step, probes, where due, after it.
@@ -213,8 +211,9 @@ class Feedback:
             tracking.warn_without_decay(inner)
         finite = self._link.beta is not None
         self._rounds.add(tracking.Step(inner, self._pairs, self._after, finite))
-        self.learning.spread(self._learners())
+        self._link.unsure = True
         self.refresh()
+        self.learning.spread(self._learners())
         return optimizer
 
     @property
@@ -292,8 +291,8 @@ class Feedback:
 
         """
         self.learning.load_state_dict(state, self._learners())
-        self._loaded = self._link.loaded
-        self._link.stale |= bool(state.get("stale"))
+        self._link.unsure, self._link.asked = False, bool(state.get("stale"))
+        self._link.stale |= self._link.asked
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""

@@ -98,6 +98,16 @@ class Learning:
             if self.tracked(site) and memory.probes:
                 memory.interval, memory.wait = interval, interval + index % interval
 
+    def check(self, sites: Sequence[Site]) -> None:
+        """Measure every map now; one that θ has strayed from learns anew, in new storage."""
+        self._unchecked, self._apart = set(), True
+        with own_format(sites):
+            for site in sites if self.solver.learns else ():
+                if self._has_strayed(site, self.memory[site.name]):
+                    self.memory[site.name] = Memory()
+                    site.omega.data = site.omega.data.clone()
+                    self.calibrate(site)
+
     def step(
         self, sites: Sequence[Site], stale: bool, apart: bool = False
     ) -> dict[str, FeedbackReport]:
@@ -166,7 +176,7 @@ class Learning:
 
     def _has_strayed(self, site: Site, memory: Memory) -> bool:
         """Whether θ moved without ω since calibration: by DDP's broadcast, a user's new draw."""
-        seen = site.probe() if memory.probes and memory.mismatch < math.inf else None
+        seen = site.probe() if memory.mismatch < math.inf or not memory.probes else None
         return (
             seen is not None
             and not float(seen.mismatch(self._noise(site, memory))) <= self._tolerance

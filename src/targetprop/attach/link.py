@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,15 @@ class Link:
         rule: what their maps send back.
         direct: as the rule has it, also while the example inputs run by another.
         exact: backpropagate for now.
-        stale: weights were loaded without their ω, so every map must be probed.
+        stale: weights were loaded without their ω, so every map must learn anew.
+        asked: a state of the feedback says so, whatever the modules were given.
+        unsure: weights were loaded, or may have been, so every map must be measured.
+        assigned: other tensors took the place of weights since the last step.
         loaded: how often weights were loaded.
         foreign: the user was told that weights from elsewhere ran.
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
+        began: whether the last forward pass began within ``exact``.
         left_out: names of modules that the user left alone.
         handle: the model's ``Feedback``, which so lives as long as the model; copies have none.
         taught: how often the handle learned something, or looked whether it should.
@@ -39,18 +43,34 @@ class Link:
     direct: bool = False
     exact: bool = False
     stale: bool = False
+    asked: bool = False
+    unsure: bool = False
+    assigned: bool = False
     loaded: int = 0
     foreign: bool = False
     beta: float | None = None
+    began: bool = False
     left_out: tuple[str, ...] = ()
     error: Tensor | None = field(default=None, repr=False)
     handle: Any = field(default=None, repr=False, compare=False)
     taught: int = 0
 
     def refresh(self) -> None:
-        """Let ω learn weights that were loaded without them, before a signal travels through it."""
+        """Let ω learn weights that they do not fit, before a signal travels through them."""
+        if transformed():
+            return
         if self.handle is not None:
             self.handle.refresh()
+            return
+        if self.stale:
+            refusals.tell_copy()
+        self.stale = self.unsure = False
+
+    def settle(self, modules: Iterable[AttachedModule]) -> None:
+        """Every map of ``modules`` has been measured, or will be in the step under way."""
+        for module in modules if self.stale else ():
+            module.__dict__.pop("_feedback_stale", None)
+        self.stale = self.asked = self.unsure = self.assigned = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without a pass under way (error, ``exact``) and the handle, which is another model's."""
@@ -63,6 +83,9 @@ class AttachedModule(nn.Module):
     _feedback: Link
     _feedback_base: type[nn.Module]
     _feedback_kind: str
+
+    def __init_subclass__(cls, **settings: Any):
+        """A class of ours is none that the user's base class should register or check."""
 
     if TYPE_CHECKING:  # the attributes of the class it is mixed into
 
@@ -78,9 +101,11 @@ class AttachedModule(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
-        """Load a plain checkpoint strictly too: ω stay, and learn the new θ at the next step."""
+        """Load a plain checkpoint strictly too: ω stay, and learn the new θ in the next pass."""
         missing: list[str] = []
         self._feedback.loaded += 1
+        self._feedback.unsure = True
+        self._feedback.assigned |= bool(local_metadata.get("assign_to_params_buffers"))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
         )
@@ -96,7 +121,8 @@ class AttachedModule(nn.Module):
         self._feedback.stale |= self._feedback_stale
         if self._feedback.handle is not None:  # a later checkpoint may bring what one left out
             modules = self._feedback.handle._modules.values()
-            self._feedback.stale = any(m.__dict__.get("_feedback_stale") for m in modules)
+            left_out = any(m.__dict__.get("_feedback_stale") for m in modules)
+            self._feedback.stale = self._feedback.asked or left_out
 
     def _sent(self, weight: Tensor, name: str) -> Tensor:
         """B of this module: what its rule makes of θ and the ω called ``name``."""
@@ -104,9 +130,10 @@ class AttachedModule(nn.Module):
         if not rule.own_feedback:
             return rule.sent(weight, weight)
         if not torch.compiler.is_compiling():
-            if self._feedback.stale and not transformed():
+            swapped = refusals.is_swapped(self, weight)  # which is not what ω should learn
+            if self._feedback.stale or (self._feedback.unsure and not swapped):
                 self._feedback.refresh()
-            if not isinstance(weight, nn.Parameter) and not self._feedback.foreign:
+            if swapped and not self._feedback.foreign:
                 self._feedback.foreign = refusals.note_foreign(self, weight)
         omega = refusals.omega_of(self, name).detach()  # whatever its requires_grad was set to
         if omega.shape != weight.shape:
@@ -127,6 +154,8 @@ class AttachedModule(nn.Module):
 
     def _passes(self, x: Tensor) -> bool:
         """Whether the plain forward runs: nothing is sent back, or backpropagation is asked for."""
+        if not torch.compiler.is_compiling():
+            refusals.refuse_split(self)
         if self._feedback.exact or not torch.is_grad_enabled():
             return True
         refuse_export()
@@ -140,15 +169,16 @@ def refuse_export() -> None:
     """A traced graph would hold backpropagation in place of the feedback.
 
     Raises:
-        RuntimeError: ``torch.export`` or ``make_fx`` traces a pass with gradients.
+        RuntimeError: ``torch.export``, ``make_fx`` or ``torch.jit`` traces a pass with gradients.
 
     """
     exporting = getattr(torch.compiler, "is_exporting", lambda: False)()
     if exporting or (
-        not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(PROXY) is not None
+        not torch.compiler.is_compiling()
+        and (torch._C._get_dispatch_mode(PROXY) is not None or torch.jit.is_tracing())
     ):
         raise RuntimeError(
-            "an exported graph keeps no feedback and would backpropagate; export under "
+            "an exported or traced graph keeps no feedback and would backpropagate; export under "
             "torch.no_grad() or within feedback.exact(), or give the model back by "
             "feedback.detach() first."
         )

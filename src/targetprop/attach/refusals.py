@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 
@@ -16,6 +17,13 @@ def label(module: Any) -> str:
     return f"'{names[0]}' ({module._get_name()})" if any(names) else module._get_name()
 
 
+def is_swapped(module: Any, weight: Tensor) -> bool:
+    """Whether a tensor stands in the place of a parameter, as ``functional_call`` puts it there."""
+    return not isinstance(weight, nn.Parameter) and any(
+        own is weight for own in module._parameters.values()
+    )
+
+
 def note_foreign(module: Any, weight: Tensor) -> bool:
     """Say that a weight from elsewhere stands in a module's place; returns whether one does.
 
@@ -24,7 +32,7 @@ def note_foreign(module: Any, weight: Tensor) -> bool:
     """
     names = [name for name, own in module._parameters.items() if own is weight]
     link = module._feedback
-    if not names or link.handle is None or link.loaded != link.handle._loaded:
+    if not names or link.handle is None or link.assigned:
         return False
     while is_functorch_wrapped_tensor(weight):
         weight = get_unwrapped(weight)
@@ -42,6 +50,34 @@ def note_foreign(module: Any, weight: Tensor) -> bool:
         stacklevel=3,
     )
     return True
+
+
+def tell_copy() -> None:
+    """Say that a copy was given weights to which nobody will teach its ω."""
+    warnings.warn(
+        "a copy of an attached model was loaded with weights without ω, so its signal travels by "
+        "the ω of the weights before; give it a handle of its own by targetprop.attach(copy).",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def refuse_split(module: Any) -> None:
+    """Refuse a checkpointed pass whose two runs are not both within ``exact``, or both outside.
+
+    Raises:
+        RuntimeError: the backward pass runs it again the other way.
+
+    """
+    link = module._feedback
+    if torch._C._current_graph_task_id() == -1:
+        link.began = link.exact
+    elif link.began != link.exact:
+        raise RuntimeError(
+            f"{label(module)} runs again in the backward pass, as activation checkpointing has it, "
+            "and one of its two runs is within feedback.exact(), the other not; call backward() "
+            "where the forward pass was."
+        )
 
 
 def omega_of(module: Any, name: str) -> Tensor:

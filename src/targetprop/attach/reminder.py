@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from targetprop.attach.link import Link
 from targetprop.attach.sites import Site
@@ -20,13 +25,16 @@ COPY = (
     "it is a copy of the model that was attached; give it a handle of its own by "
     "targetprop.attach(copy), and follow its optimizer."
 )
+WATCHING: weakref.WeakSet[Reminder] = weakref.WeakSet()
 
 
 class Reminder:
     """Says once that weights move while ω does not: no followed optimizer, nor ``step``, did it.
 
-    One move is enough where nothing was ever followed or stepped and the model trains; else it
-    takes two in a row, since weights may be clipped, averaged or perturbed between steps.
+    It looks before each eager pass, where one move is enough if nothing was ever followed or
+    stepped and the model trains; else it takes two in a row, since weights may be clipped, averaged
+    or perturbed between steps. And it looks after each step of an optimizer that has the weight,
+    whatever calls the model (a closure, compiled code): there two in a row are enough.
     """
 
     def __init__(self, where: nn.Module, module: nn.Module, name: str, link: Link):
@@ -34,36 +42,82 @@ class Reminder:
         self.module, self.name, self.link = module, name, link
         self.seen: int | None = None
         self.moves, self.taught, self.loaded = 0, link.taught, link.loaded
+        self.passed, self.steps, self.heeded = False, 0, link.taught
         self.handle = where.register_forward_pre_hook(self.look)
+        watch(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, which watches the copied model."""
+        self.__dict__.update(state)
+        watch(self)
 
     def look(self, model: nn.Module, args: tuple) -> None:
         """Compare how often the weight has been written."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact:
+        if not torch.is_grad_enabled() or self.link.exact:
+            return
+        self.passed = True
+        if torch.compiler.is_compiling():
             return
         feedback, weight = self.link.handle, self.module._parameters.get(self.name)
-        if weight is None or not weight.requires_grad:  # of a target network, say
-            return
+        if not isinstance(weight, nn.Parameter) or not weight.requires_grad:
+            return  # of functional_call, of a target network
         if self.loaded != self.link.loaded:  # a checkpoint, no step
             self.loaded, self.seen = self.link.loaded, None
         moved = self.seen is not None and weight._version > self.seen
         if self.taught != self.link.taught:
             self.taught, self.moves = self.link.taught, 0
-        elif moved and not calls_of_step():  # a step may run the model: L-BFGS
+        elif moved and not calls_of_step():  # a step may run the model many times: L-BFGS
             self.moves += 1
         self.seen = weight._version
         known = feedback is not None and (self.taught or feedback.followed)
         if self.moves >= (2 if known or not model.training else 1):
-            self.remove()
-            warnings.warn(
-                "the weights of an attached model move but its feedback learns nothing: "
-                + (UNTAUGHT if feedback is not None else COPY),
-                UserWarning,
-                stacklevel=2,
-            )
+            self.tell()
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Count the steps of an optimizer that has the weight, after passes through ω."""
+        weight, passed = self.module._parameters.get(self.name), self.passed
+        of_it = any(p is weight for group in optimizer.param_groups for p in group["params"])
+        if not passed or not of_it or calls_of_step(optimizer) > 1:
+            return
+        self.passed = False
+        self.steps = self.steps + 1 if self.heeded == self.link.taught else 0
+        self.heeded = self.link.taught
+        if self.steps > 1:
+            self.tell()
+
+    def tell(self) -> None:
+        """Warn, and be done."""
+        self.remove()
+        warnings.warn(
+            "the weights of an attached model move but its feedback learns nothing: "
+            + (UNTAUGHT if self.link.handle is not None else COPY),
+            UserWarning,
+            stacklevel=3,
+        )
 
     def remove(self) -> None:
         """Unhook."""
         self.handle.remove()
+        WATCHING.discard(self)
+
+
+def watch(reminder: Reminder) -> None:
+    """Tell ``reminder`` of every optimizer's steps from now on, as long as it lives."""
+    WATCHING.add(reminder)
+    hook_steps()
+
+
+@cache
+def hook_steps() -> None:
+    """Have torch tell of every optimizer's steps."""
+    register_optimizer_step_post_hook(after_step)
+
+
+def after_step(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Whose step it was is for each reminder to say."""
+    if not torch.compiler.is_compiling():
+        for reminder in list(WATCHING):
+            reminder.stepped(optimizer)
 
 
 def remind(sites: Sequence[Site], link: Link, where: nn.Module | None) -> Reminder | None:

@@ -88,6 +88,11 @@ def separate(sites: Sequence[Site]) -> None:
         site.module.register_parameter(site.layout.feedback, own)
 
 
+def present(model: nn.Module) -> set[int]:
+    """The modules that it has now."""
+    return {id(module) for module in model.modules()}
+
+
 def tell_newcomers(
     model: nn.Module, known: set[int], link: Link, gains: bool, strict: bool
 ) -> bool:
