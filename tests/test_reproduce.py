@@ -178,6 +178,7 @@ def test_the_updates_reach_what_the_transpose_leaves_at_the_counted_cost():
         (["figure-4.2", "--seeds", "0"], "out of range"),
         (["figure-4.2", "--scale", "cpu", "--data-dir", "nowhere"], "cifar10"),
         (["theory", "x"], "unexpected 'x'"),
+        (["theory", "--only", "vit"], "a part of evidence"),
     ],
 )
 def test_bad_input_is_one_sentence(words, sentence, tmp_path, capsys):
@@ -189,6 +190,8 @@ def test_the_queue_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     """Stopped after every step it ends as in one go, image runs and the GPT alike."""
     monkeypatch.setattr(evidence, "QUEUE", evidence.QUEUE[:2])
     monkeypatch.setattr(evidence, "draw_panels", lambda *args, **more: None)
+    once = smoke("evidence", tmp_path / "once", "--seeds", "1", "--only", "char-gpt")
+    assert len(list(once.glob("cells/**/cell.json"))) == 3
     once = smoke("evidence", tmp_path / "once", "--seeds", "1")
     words = ["reproduce", "evidence", "--scale", "smoke", "--seeds", "1"]
     for _ in range(30):

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from targetprop.commands.common import answer, bar_of, console, no_more, writable
-from targetprop.experiments import reproduce
+from targetprop.experiments import evidence, reproduce
 from targetprop.experiments.cells import Place
 from targetprop.training import loop
 from targetprop.training.config import ConfigError
@@ -27,6 +27,13 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop and save after so many minutes"
     )
+    p.add_argument(
+        "--only",
+        nargs="+",
+        choices=evidence.PARTS,
+        default=[],
+        help="these parts of evidence alone",
+    )
     p.add_argument("--data-dir", help="where data sets lie")
     p.add_argument("--out", help="the folder of cells and results (default reproduce/SCALE)")
 
@@ -34,6 +41,8 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Make a figure or table of the paper, or go on with that."""
     no_more(words, "reproduce")
+    if args.only and args.name != "evidence":
+        raise ConfigError(f"--only {args.only[0]} is a part of evidence; leave it out.")
     if args.seeds is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds} is out of range; expected at least 1.")
     deadline = time.monotonic() + 60 * args.minutes
@@ -51,6 +60,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
                 lambda t: console.print(f"  {t}"),
                 watch,
                 deadline,
+                args.only,
             )
             try:
                 reproduce.EXPERIMENTS[name](place)

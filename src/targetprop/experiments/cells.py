@@ -46,6 +46,7 @@ class Place:
         tell: of progress.
         watch: is shown the steps of runs.
         deadline: time.monotonic() at which a run is saved, to go on when the command is repeated.
+        only: the parts of ``evidence`` to make; empty for all.
 
     """
 
@@ -56,6 +57,7 @@ class Place:
     tell: Tell = lambda text: None
     watch: Watch = lambda session, loss: None
     deadline: float = float("inf")
+    only: Sequence[str] = ()
 
     def choose(self, own: Sequence[int]) -> list[int]:
         """The seeds: the experiment's own, as many as asked for (two to smoke), then on by ones."""
@@ -214,6 +216,7 @@ def write_markdown(
 def provenance(place: Place, name: str) -> str:
     """The command that makes the results, and where, when and from which source the cells came."""
     seeds = "" if place.seeds is None else f" --seeds {place.seeds}"
+    seeds += f" --only {' '.join(place.only)}" if place.only else ""
     command = f"    targetprop reproduce {name} --scale {place.scale}{seeds} --data-dir DATA"
     kept = [read_json(path) for path in sorted((place.folder / "cells").rglob("cell.json"))]
     if not kept:

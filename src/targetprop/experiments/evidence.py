@@ -106,6 +106,8 @@ ON_DIGITS = {
 }
 """What stands for what in a preset's name, to smoke."""
 
+PARTS = (*(entry.name for entry in QUEUE), *FURTHER)
+
 SMOKE: Result = {
     "data.limit": 100,
     "data.batch_size": 20,
@@ -126,18 +128,21 @@ def reproduce(place: Place) -> None:
     found: dict[tuple[str, str, int], Result] = {}
     try:
         for entry, seed in itertools.product(QUEUE, seeds):
+            if place.only and entry.name not in place.only:
+                continue
             for label in entry.runs:
                 where = run_folder(entry, label, seed)
                 found[entry.name, label, seed] = one(place, entry, label, seed, where)
     finally:
         write(place, found, seeds)
+    further = {name: make for name, make in FURTHER.items() if name in (place.only or FURTHER)}
     if place.scale == "smoke":
-        place.tell(f"{', '.join(FURTHER)}: left to 'targetprop reproduce NAME --scale smoke'")
+        place.tell(f"{', '.join(further)}: left to 'targetprop reproduce NAME --scale smoke'")
         return
-    for name, make in FURTHER.items():
+    for name, make in further.items():
         folder = place.folder / name
         folder.mkdir(exist_ok=True)
-        make(dataclasses.replace(place, folder=folder))
+        make(dataclasses.replace(place, folder=folder, only=()))
 
 
 def run_folder(entry: Entry, label: str, seed: int) -> str:
