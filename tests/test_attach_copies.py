@@ -407,7 +407,7 @@ def test_probes_within_autocast_are_as_exact_as_without():
         assert max(feedback.mismatch().values()) < 1e-5
         with torch.no_grad():
             model[2].feedback_weight.zero_()
-        feedback._link.stale = True
+        feedback._link.loads.stale = True
         feedback.step()
     assert max(feedback.mismatch().values()) < 1e-5
 

@@ -162,23 +162,23 @@ class Feedback:
         sites = self._learners()
         if any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
             return
-        if self._link.stale:
+        if self._link.loads.stale:
             self.report = self.learning.step(sites, True, apart=True)
-        elif self._link.unsure:
+        elif self._link.loads.unsure:
             self.learning.check(sites)
-        self._link.settle(self._modules.values())
+        self._link.loads.settle(self._modules.values())
 
     def _learn(self, sites: list[Site], leads: bool) -> None:
         """Probe those of ``sites`` that are due; ``leads``: it is the first of a round."""
         if self._first is not None:
             self._first.stepped([site.theta for site in self.sites])
-        if self._link.unsure:
+        if self._link.loads.unsure:
             self.learning.recheck(self._learners())
         self.learning.steps += leads
-        found = self.learning.step(sites, self._link.stale)
+        found = self.learning.step(sites, self._link.loads.stale)
         self.report = found if leads else self.report | found
         self._link.taught += 1
-        self._link.settle(self._modules.values())
+        self._link.loads.settle(self._modules.values())
 
     def follow(self, optimizer: Any) -> Any:
         """Let ω learn with ``optimizer``: tracking before its step, probes, where due, after it.
@@ -211,7 +211,7 @@ class Feedback:
             tracking.warn_without_decay(inner)
         finite = self._link.beta is not None
         self._rounds.add(tracking.Step(inner, self._pairs, self._after, finite))
-        self._link.unsure = True
+        self._link.loads.unsure = True
         self.refresh()
         self.learning.spread(self._learners())
         return optimizer
@@ -281,7 +281,7 @@ class Feedback:
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every map; ω are in the model's own ``state_dict``."""
-        return self.learning.state_dict() | {"stale": self._link.stale}
+        return self.learning.state_dict() | {"stale": self._link.loads.stale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, so that a run goes on as if it had not stopped.
@@ -291,8 +291,7 @@ class Feedback:
 
         """
         self.learning.load_state_dict(state, self._learners())
-        self._link.unsure, self._link.asked = False, bool(state.get("stale"))
-        self._link.stale |= self._link.asked
+        self._link.loads.resume(bool(state.get("stale")))
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""

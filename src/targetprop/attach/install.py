@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from targetprop.attach import coverage
 from targetprop.attach.kinds import KINDS, NORMS, attached_class, become, kind_of, own_class
 from targetprop.attach.link import AttachedModule, Broadcast, Link, links_of
+from targetprop.attach.loads import BROUGHT, LEFT_OUT
 from targetprop.attach.reminder import Reminder
 from targetprop.attach.sites import Site
 from targetprop.laboratory.pairing import Network
@@ -278,6 +279,6 @@ def release(module: AttachedModule, paired: bool = False) -> None:
             del module._parameters[name]
     for name in ("_feedback", "_feedback_shape", "_feedback_positionwise"):
         module.__dict__.pop(name, None)
-    for name in ("_feedback_given", "_feedback_stale"):
+    for name in (BROUGHT, LEFT_OUT):
         module.__dict__.pop(name, None)
     become(module, base)

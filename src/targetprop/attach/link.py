@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from targetprop.attach import function, refusals
 from targetprop.attach.function import needs_gradient, transformed
+from targetprop.attach.loads import Loads
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
 
@@ -24,11 +25,7 @@ class Link:
         rule: what their maps send back.
         direct: as the rule has it, also while the example inputs run by another.
         exact: backpropagate for now.
-        stale: weights were loaded without their ω, so every map must learn anew.
-        asked: a state of the feedback says so, whatever the modules were given.
-        unsure: weights were loaded, or may have been, so every map must be measured.
-        assigned: other tensors took the place of weights since the last step.
-        loaded: how often weights were loaded.
+        loads: what was loaded since the maps were last measured.
         foreign: the user was told that weights from elsewhere ran.
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
@@ -42,11 +39,7 @@ class Link:
     rule: Rule
     direct: bool = False
     exact: bool = False
-    stale: bool = False
-    asked: bool = False
-    unsure: bool = False
-    assigned: bool = False
-    loaded: int = 0
+    loads: Loads = field(default_factory=Loads)
     foreign: bool = False
     beta: float | None = None
     began: bool = False
@@ -62,15 +55,9 @@ class Link:
         if self.handle is not None:
             self.handle.refresh()
             return
-        if self.stale:
+        if self.loads.stale:
             refusals.tell_copy()
-        self.stale = self.unsure = False
-
-    def settle(self, modules: Iterable[AttachedModule]) -> None:
-        """Every map of ``modules`` has been measured, or will be in the step under way."""
-        for module in modules if self.stale else ():
-            module.__dict__.pop("_feedback_stale", None)
-        self.stale = self.asked = self.unsure = self.assigned = False
+        self.loads.settle(())
 
     def __getstate__(self) -> dict[str, Any]:
         """Without a pass under way (error, ``exact``) and the handle, which is another model's."""
@@ -103,9 +90,6 @@ class AttachedModule(nn.Module):
     ):
         """Load a plain checkpoint strictly too: ω stay, and learn the new θ in the next pass."""
         missing: list[str] = []
-        self._feedback.loaded += 1
-        self._feedback.unsure = True
-        self._feedback.assigned |= bool(local_metadata.get("assign_to_params_buffers"))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
         )
@@ -115,14 +99,13 @@ class AttachedModule(nn.Module):
             if value is not None and is_feedback(name) and prefix + name in state_dict
             if not value.is_meta
         }
-        self.__dict__["_feedback_given"] = brought | self.__dict__.get("_feedback_given", set())
         missing_keys += [key for key in missing if not is_feedback(key)]
-        self.__dict__["_feedback_stale"] = any(is_feedback(key) for key in missing)
-        self._feedback.stale |= self._feedback_stale
-        if self._feedback.handle is not None:  # a later checkpoint may bring what one left out
-            modules = self._feedback.handle._modules.values()
-            left_out = any(m.__dict__.get("_feedback_stale") for m in modules)
-            self._feedback.stale = self._feedback.asked or left_out
+        link = self._feedback
+        left_out = any(is_feedback(key) for key in missing)
+        assigned = bool(local_metadata.get("assign_to_params_buffers"))
+        link.loads.note(self, brought, left_out, assigned)
+        if link.handle is not None:
+            link.loads.weigh(link.handle._modules.values())
 
     def _sent(self, weight: Tensor, name: str) -> Tensor:
         """B of this module: what its rule makes of θ and the ω called ``name``."""
@@ -131,7 +114,8 @@ class AttachedModule(nn.Module):
             return rule.sent(weight, weight)
         if not torch.compiler.is_compiling():
             swapped = refusals.is_swapped(self, weight)  # which is not what ω should learn
-            if self._feedback.stale or (self._feedback.unsure and not swapped):
+            loads = self._feedback.loads
+            if loads.stale or (loads.unsure and not swapped):
                 self._feedback.refresh()
             if swapped and not self._feedback.foreign:
                 self._feedback.foreign = refusals.note_foreign(self, weight)

@@ -41,7 +41,7 @@ class Reminder:
         """Watch the weight ``name`` of ``module`` before each pass of ``where`` with gradients."""
         self.module, self.name, self.link = module, name, link
         self.seen: int | None = None
-        self.moves, self.taught, self.loaded = 0, link.taught, link.loaded
+        self.moves, self.taught, self.loaded = 0, link.taught, link.loads.count
         self.passed, self.steps, self.heeded = False, 0, link.taught
         self.handle = where.register_forward_pre_hook(self.look)
         watch(self)
@@ -61,8 +61,8 @@ class Reminder:
         feedback, weight = self.link.handle, self.module._parameters.get(self.name)
         if not isinstance(weight, nn.Parameter) or not weight.requires_grad:
             return  # of functional_call, of a target network
-        if self.loaded != self.link.loaded:  # a checkpoint, no step
-            self.loaded, self.seen = self.link.loaded, None
+        if self.loaded != self.link.loads.count:  # a checkpoint, no step
+            self.loaded, self.seen = self.link.loads.count, None
         moved = self.seen is not None and weight._version > self.seen
         if self.taught != self.link.taught:
             self.taught, self.moves = self.link.taught, 0

@@ -13,6 +13,7 @@ from targetprop.attach.coverage import NotCovered
 from targetprop.attach.growth import fill
 from targetprop.attach.kinds import kind_of
 from targetprop.attach.link import AttachedModule, Link
+from targetprop.attach.loads import BROUGHT
 from targetprop.attach.sites import Site, untied
 from targetprop.rules import Rule
 
@@ -70,7 +71,7 @@ def draw(sites: Iterable[Site], rule: Rule, seed: int) -> list[Site]:
             omega = torch.empty_like(site.omega, device=theta.device)
             made.setdefault(id(site.omega), nn.Parameter(omega, requires_grad=False))
             site.module.register_parameter(site.layout.feedback, made[id(site.omega)])
-        given = site.layout.feedback in site.module.__dict__.get("_feedback_given", ())
+        given = site.layout.feedback in site.module.__dict__.get(BROUGHT, ())
         if not given and id(site.omega) not in drawn:
             fill(site.omega, site, rule, seed)
         drawn.add(id(site.omega))

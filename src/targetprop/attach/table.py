@@ -16,7 +16,7 @@ def table(feedback: Any) -> str:
         memory = feedback.learning.memory.get(site.name)
         shared = site.omega is not None and site.name not in learners and not feedback.rule.direct
         how = "shared" if shared else how_it_learns(feedback, site)
-        last = math.inf if memory is None or feedback._link.stale else memory.mismatch
+        last = math.inf if memory is None or feedback._link.loads.stale else memory.mismatch
         shape = "×".join(str(size) for size in site.layout.of(site.array()).shape)
         rows.append(
             (
