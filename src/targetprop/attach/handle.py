@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from targetprop.attach import coverage, surgery, tracking
+from targetprop.attach import coverage, refusals, surgery, tracking
 from targetprop.attach.growth import plant
 from targetprop.attach.hidden import Hidden
 from targetprop.attach.install import Gains, give_back, is_paired, take
@@ -80,7 +80,7 @@ class Feedback:
             self._undrawn = [s for s in self.sites if s.omega is not None and s.omega.is_meta]
             if self._undrawn:
                 self._late = surgery.Late(model, self._link)
-            self._known = surgery.present(model)
+            self._known = surgery.Known(model)
             self._hidden = Hidden(model)
             with torch.no_grad():
                 self.learning.begin(self._learners())
@@ -99,7 +99,6 @@ class Feedback:
         """Of a copied or pickled handle, with its model."""
         self.__dict__.update(state)
         self._link.handle = self
-        self._known = set()  # the model may not be whole yet
 
     def _draw_late(self) -> None:
         """Draw the ω of a model that was attached on the meta device, once it has left that."""
@@ -120,9 +119,7 @@ class Feedback:
             surgery.separate(self.sites)
             self.learning.admit(self._learners())
         gains = any(site.layout.form == "diagonal" for site in self.sites)
-        self._known = self._known or surgery.present(self.model)
-        if surgery.tell_newcomers(self.model, self._known, self._link, gains, self._strict):
-            self._known = surgery.present(self.model)
+        surgery.tell_newcomers(self._known, self._link, gains, self._strict)
 
     def _omegas(self) -> list[nn.Parameter]:
         return [site.omega for site in self.sites if site.omega is not None]
@@ -159,12 +156,14 @@ class Feedback:
 
         An eager forward pass calls it then; where ω are sharded, the next step does the same.
         """
-        sites = self._learners()
+        sites, loads = self._learners(), self._link.loads
         if any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
             return
-        if self._link.loads.stale:
+        if refusals.called_with_weights() and not self.learning.knows(sites):
+            return  # those that stand in for the model's own are not for ω to learn
+        if loads.stale:
             self.report = self.learning.step(sites, True, apart=True)
-        elif self._link.loads.unsure:
+        elif loads.unsure:
             self.learning.check(sites)
         self._link.loads.settle(self._modules.values())
 
@@ -211,8 +210,9 @@ class Feedback:
             tracking.warn_without_decay(inner)
         finite = self._link.beta is not None
         self._rounds.add(tracking.Step(inner, self._pairs, self._after, finite))
-        self._link.loads.unsure = True
-        self.refresh()
+        if self._link.loads.stale:
+            self.refresh()
+        self._link.loads.unsure = True  # weights may have been drawn anew since attach
         self.learning.spread(self._learners())
         return optimizer
 
@@ -281,7 +281,8 @@ class Feedback:
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every map; ω are in the model's own ``state_dict``."""
-        return self.learning.state_dict() | {"stale": self._link.loads.stale}
+        own = {name: getattr(self._link.loads, name) for name in ("stale", "unsure")}
+        return self.learning.state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, so that a run goes on as if it had not stopped.
@@ -291,7 +292,7 @@ class Feedback:
 
         """
         self.learning.load_state_dict(state, self._learners())
-        self._link.loads.resume(bool(state.get("stale")))
+        self._link.loads.resume(bool(state.get("stale")), bool(state.get("unsure")))
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""

@@ -85,6 +85,14 @@ class Learning:
         """θ as it stood in the last step, or when the map was first remembered."""
         return self._weights.get(site.name, (None, False))[0]
 
+    def knows(self, sites: Sequence[Site]) -> bool:
+        """Whether the weights lie where they lay in the last step."""
+        pairs = [(self.last_theta(site), site.theta) for site in sites]
+        return all(
+            a is b or (a is not None and b is not None and a.data_ptr() == b.data_ptr())
+            for a, b in pairs
+        )
+
     def recheck(self, sites: Sequence[Site]) -> None:
         """Measure every map at the next step: something was loaded."""
         self._unchecked = {site.name for site in sites}
@@ -103,6 +111,7 @@ class Learning:
         self._unchecked, self._apart = set(), True
         with own_format(sites):
             for site in sites if self.solver.learns else ():
+                self._weights[site.name] = site.theta, self._weights[site.name][1]
                 if self._has_strayed(site, self.memory[site.name]):
                     self.memory[site.name] = Memory()
                     site.omega.data = site.omega.data.clone()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from targetprop.attach import function, refusals
 from targetprop.attach.function import needs_gradient, transformed
-from targetprop.attach.loads import Loads
+from targetprop.attach.loads import LEFT_OUT, Loads
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
 
@@ -29,10 +29,10 @@ class Link:
         foreign: the user was told that weights from elsewhere ran.
         beta: the nudge of activations, or None for an infinitesimal one.
         error: ∂ℓ/∂(output) of the backward pass under way, for direct feedback alignment.
-        began: whether the last forward pass began within ``exact``.
         left_out: names of modules that the user left alone.
         handle: the model's ``Feedback``, which so lives as long as the model; copies have none.
         taught: how often the handle learned something, or looked whether it should.
+        exacts: how often backpropagation was asked for.
 
     """
 
@@ -42,22 +42,21 @@ class Link:
     loads: Loads = field(default_factory=Loads)
     foreign: bool = False
     beta: float | None = None
-    began: bool = False
     left_out: tuple[str, ...] = ()
     error: Tensor | None = field(default=None, repr=False)
     handle: Any = field(default=None, repr=False, compare=False)
     taught: int = 0
+    exacts: int = 0
 
-    def refresh(self) -> None:
-        """Let ω learn weights that they do not fit, before a signal travels through them."""
+    def refresh(self, module: nn.Module) -> None:
+        """Let ω learn weights that they do not fit, before a signal travels through ``module``."""
         if transformed():
             return
         if self.handle is not None:
             self.handle.refresh()
-            return
-        if self.loads.stale:
+        elif module.__dict__.get(LEFT_OUT):
             refusals.tell_copy()
-        self.loads.settle(())
+            self.loads.settle(())
 
     def __getstate__(self) -> dict[str, Any]:
         """Without a pass under way (error, ``exact``) and the handle, which is another model's."""
@@ -113,11 +112,9 @@ class AttachedModule(nn.Module):
         if not rule.own_feedback:
             return rule.sent(weight, weight)
         if not torch.compiler.is_compiling():
-            swapped = refusals.is_swapped(self, weight)  # which is not what ω should learn
-            loads = self._feedback.loads
-            if loads.stale or (loads.unsure and not swapped):
-                self._feedback.refresh()
-            if swapped and not self._feedback.foreign:
+            if self._feedback.loads.stale or self._feedback.loads.unsure:
+                self._feedback.refresh(self)
+            if not isinstance(weight, nn.Parameter) and not self._feedback.foreign:
                 self._feedback.foreign = refusals.note_foreign(self, weight)
         omega = refusals.omega_of(self, name).detach()  # whatever its requires_grad was set to
         if omega.shape != weight.shape:
@@ -138,9 +135,9 @@ class AttachedModule(nn.Module):
 
     def _passes(self, x: Tensor) -> bool:
         """Whether the plain forward runs: nothing is sent back, or backpropagation is asked for."""
-        if not torch.compiler.is_compiling():
-            refusals.refuse_split(self)
         if self._feedback.exact or not torch.is_grad_enabled():
+            return True
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # which runs forward alone
             return True
         refuse_export()
         return not needs_gradient(x)
@@ -184,6 +181,7 @@ def backpropagating(model: nn.Module) -> Iterator[None]:
     before = [link.exact for link in links]
     for link in links:
         link.exact = True
+        link.exacts += 1
     try:
         yield
     finally:

@@ -45,9 +45,9 @@ class Loads:
         """Of all modules: a later checkpoint may have brought what an earlier one left out."""
         self.stale = self.asked or any(module.__dict__.get(LEFT_OUT) for module in modules)
 
-    def resume(self, stale: bool) -> None:
-        """A state of the feedback was loaded, whose maps had been measured, or were ``stale``."""
-        self.unsure, self.asked = False, stale
+    def resume(self, stale: bool, unsure: bool) -> None:
+        """A state of the feedback was loaded, which says how its maps were when it was saved."""
+        self.unsure, self.asked = unsure, stale
         self.stale |= stale
 
     def settle(self, modules: Iterable[nn.Module]) -> None:

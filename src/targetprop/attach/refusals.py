@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.nn.utils import stateless
+
+FUNCTIONAL = stateless._functional_call.__code__
+"""What ``torch.func.functional_call`` runs a model in."""
 
 
 def label(module: Any) -> str:
@@ -17,11 +21,12 @@ def label(module: Any) -> str:
     return f"'{names[0]}' ({module._get_name()})" if any(names) else module._get_name()
 
 
-def is_swapped(module: Any, weight: Tensor) -> bool:
-    """Whether a tensor stands in the place of a parameter, as ``functional_call`` puts it there."""
-    return not isinstance(weight, nn.Parameter) and any(
-        own is weight for own in module._parameters.values()
-    )
+def called_with_weights() -> bool:
+    """Whether ``torch.func.functional_call`` runs the model."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not FUNCTIONAL:
+        frame = frame.f_back
+    return frame is not None
 
 
 def note_foreign(module: Any, weight: Tensor) -> bool:
@@ -60,24 +65,6 @@ def tell_copy() -> None:
         UserWarning,
         stacklevel=5,
     )
-
-
-def refuse_split(module: Any) -> None:
-    """Refuse a checkpointed pass whose two runs are not both within ``exact``, or both outside.
-
-    Raises:
-        RuntimeError: the backward pass runs it again the other way.
-
-    """
-    link = module._feedback
-    if torch._C._current_graph_task_id() == -1:
-        link.began = link.exact
-    elif link.began != link.exact:
-        raise RuntimeError(
-            f"{label(module)} runs again in the backward pass, as activation checkpointing has it, "
-            "and one of its two runs is within feedback.exact(), the other not; call backward() "
-            "where the forward pass was."
-        )
 
 
 def omega_of(module: Any, name: str) -> Tensor:

@@ -25,7 +25,6 @@ COPY = (
     "it is a copy of the model that was attached; give it a handle of its own by "
     "targetprop.attach(copy), and follow its optimizer."
 )
-WATCHING: weakref.WeakSet[Reminder] = weakref.WeakSet()
 
 
 class Reminder:
@@ -34,54 +33,55 @@ class Reminder:
     It looks before each eager pass, where one move is enough if nothing was ever followed or
     stepped and the model trains; else it takes two in a row, since weights may be clipped, averaged
     or perturbed between steps. And it looks after each step of an optimizer that has the weight,
-    whatever calls the model (a closure, compiled code): there two in a row are enough.
+    whatever calls the model (a closure, compiled code): there two in a row are enough, unless
+    backpropagation was asked for meanwhile.
+
+    Attributes:
+        watching: those that are told of every optimizer's steps.
+
     """
+
+    watching: tuple[weakref.ref[Reminder], ...] = ()
 
     def __init__(self, where: nn.Module, module: nn.Module, name: str, link: Link):
         """Watch the weight ``name`` of ``module`` before each pass of ``where`` with gradients."""
         self.module, self.name, self.link = module, name, link
-        self.seen: int | None = None
+        self.seen: tuple[int, int] | None = None
         self.moves, self.taught, self.loaded = 0, link.taught, link.loads.count
-        self.passed, self.steps, self.heeded = False, 0, link.taught
+        self.steps, self.heeded = 0, (link.taught, link.exacts)
         self.handle = where.register_forward_pre_hook(self.look)
-        watch(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy, which watches the copied model."""
-        self.__dict__.update(state)
         watch(self)
 
     def look(self, model: nn.Module, args: tuple) -> None:
         """Compare how often the weight has been written."""
-        if not torch.is_grad_enabled() or self.link.exact:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.link.exact:
             return
-        self.passed = True
-        if torch.compiler.is_compiling():
-            return
+        watch(self)  # a copy is none before its first pass
         feedback, weight = self.link.handle, self.module._parameters.get(self.name)
         if not isinstance(weight, nn.Parameter) or not weight.requires_grad:
             return  # of functional_call, of a target network
         if self.loaded != self.link.loads.count:  # a checkpoint, no step
             self.loaded, self.seen = self.link.loads.count, None
-        moved = self.seen is not None and weight._version > self.seen
+        before, self.seen = self.seen, (id(weight), weight._version)
+        moved = before is not None and before[0] == id(weight) and before[1] < weight._version
         if self.taught != self.link.taught:
             self.taught, self.moves = self.link.taught, 0
         elif moved and not calls_of_step():  # a step may run the model many times: L-BFGS
             self.moves += 1
-        self.seen = weight._version
         known = feedback is not None and (self.taught or feedback.followed)
         if self.moves >= (2 if known or not model.training else 1):
             self.tell()
 
     def stepped(self, optimizer: Optimizer) -> None:
-        """Count the steps of an optimizer that has the weight, after passes through ω."""
-        weight, passed = self.module._parameters.get(self.name), self.passed
-        of_it = any(p is weight for group in optimizer.param_groups for p in group["params"])
-        if not passed or not of_it or calls_of_step(optimizer) > 1:
+        """Count the steps of an optimizer that moves the weight."""
+        weight, now = self.module._parameters.get(self.name), (self.link.taught, self.link.exacts)
+        if weight is None or weight.grad is None or not weight.requires_grad:
             return
-        self.passed = False
-        self.steps = self.steps + 1 if self.heeded == self.link.taught else 0
-        self.heeded = self.link.taught
+        of_it = any(p is weight for group in optimizer.param_groups for p in group["params"])
+        if not of_it or calls_of_step(optimizer) > 1:
+            return
+        self.steps = self.steps + 1 if self.heeded == now else 0
+        self.heeded = now
         if self.steps > 1:
             self.tell()
 
@@ -98,13 +98,15 @@ class Reminder:
     def remove(self) -> None:
         """Unhook."""
         self.handle.remove()
-        WATCHING.discard(self)
+        Reminder.watching = tuple(ref for ref in Reminder.watching if ref() is not self)
 
 
 def watch(reminder: Reminder) -> None:
     """Tell ``reminder`` of every optimizer's steps from now on, as long as it lives."""
-    WATCHING.add(reminder)
-    hook_steps()
+    if all(ref() is not reminder for ref in Reminder.watching):
+        living = (ref for ref in Reminder.watching if ref() is not None)
+        Reminder.watching = (*living, weakref.ref(reminder))
+        hook_steps()
 
 
 @cache
@@ -116,8 +118,10 @@ def hook_steps() -> None:
 def after_step(optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
     """Whose step it was is for each reminder to say."""
     if not torch.compiler.is_compiling():
-        for reminder in list(WATCHING):
-            reminder.stepped(optimizer)
+        for ref in Reminder.watching:
+            reminder = ref()
+            if reminder is not None:
+                reminder.stepped(optimizer)
 
 
 def remind(sites: Sequence[Site], link: Link, where: nn.Module | None) -> Reminder | None:

@@ -89,23 +89,44 @@ def separate(sites: Sequence[Site]) -> None:
         site.module.register_parameter(site.layout.feedback, own)
 
 
-def present(model: nn.Module) -> set[int]:
-    """The modules that it has now."""
-    return {id(module) for module in model.modules()}
+class Known:
+    """The modules that a model had when its newcomers were last told of."""
+
+    def __init__(self, model: nn.Module):
+        """Those that ``model`` has now."""
+        self.model = model
+        self.names: set[str] = set()
+        self.found: set[int] | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """Those that it has now."""
+        self.found = {id(module) for module in self.model.modules()}
+
+    @property
+    def ids(self) -> set[int]:
+        """Of the modules; of a copy, those of the same names, found once its model is whole."""
+        if self.found is None:
+            named = self.model.named_modules()
+            self.found = {id(module) for name, module in named if name in self.names}
+        return self.found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy, whose modules are others of the same names."""
+        names = {name for name, module in self.model.named_modules() if id(module) in self.ids}
+        return {"model": self.model, "names": names, "found": None}
 
 
-def tell_newcomers(
-    model: nn.Module, known: set[int], link: Link, gains: bool, strict: bool
-) -> bool:
-    """Say which modules with a map, or with a gain where ``gains`` are learned, came since.
+def tell_newcomers(known: Known, link: Link, gains: bool, strict: bool) -> None:
+    """Say which modules with a map, or with a gain where ``gains`` are learned, are not ``known``.
 
     Raises:
         NotCovered: some did, and ``strict``.
 
     """
     found = []
-    for name, module in model.named_modules():
-        kind = None if id(module) in known else kind_of(module)
+    for name, module in known.model.named_modules():
+        kind = None if id(module) in known.ids else kind_of(module)
         if kind is None or name in link.left_out or kind.name == "activation":
             continue
         if kind.name != "norm" or gains:
@@ -114,12 +135,12 @@ def tell_newcomers(
                 what = f"a copy of an attached {module._feedback_base.__name__}"
             found.append(f"'{name}' ({what})")
     if not found:
-        return False
+        return
     text = (
         f"{', '.join(found)} joined the model after attach: the signal travels there by θᵀ, or by "
         "an ω that does not learn; call detach() of the feedback, then attach again."
     )
     if strict:
         raise NotCovered(text)
+    known.renew()
     warnings.warn(text, UserWarning, stacklevel=5)
-    return True
