@@ -752,12 +752,43 @@ def test_weights_that_a_checkpoint_assigned_are_the_models_own(x):
         functional_call(model, own, (x.requires_grad_(),)).sum().backward()
 
 
-def test_a_part_of_an_attached_model_is_refused(x):
+def test_a_handle_of_a_part_leaves_the_whole_to_the_first(x):
+    model = net()
+    feedback = tp.attach(model)
+    optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 0.01))
+    tp.attach(model[2:])
+    state = model.state_dict()
+    state.update({k: torch.randn_like(v) for k, v in feedback.plain_state_dict().items()})
+    model.load_state_dict(state)
+    train(model, optimizer, x, 1)
+    assert max(feedback.mismatch().values()) < 1e-4
+
+
+def test_a_model_that_lost_a_map_is_attached_again(x):
     model = net()
     tp.attach(model)
-    with pytest.raises(ValueError, match="Sequential is part of a Sequential that is attached"):
-        tp.attach(model[2:])
-    tp.attach(nn.Sequential(model))
+    model[4] = nn.Identity()
+    assert list(tp.attach(model).maps) == ["0", "2"]
+
+
+@pytest.mark.parametrize("how", ["assigned", "replaced"])
+def test_own_weights_passed_to_functional_call_are_learned(x, how):
+    model = net()
+    feedback = tp.attach(model)
+    if how == "assigned":
+        plain = {k: torch.randn_like(v) for k, v in feedback.plain_state_dict().items()}
+        model.load_state_dict(plain, assign=True)
+    else:
+        for layer in (model[0], model[2], model[4]):
+            layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+        feedback.follow(torch.optim.SGD(model.parameters(), 0.01))
+    loss = (functional_call(model, dict(model.named_parameters()), (x,)) - 1).square().mean()
+    loss.backward()
+    sent = model[0].weight.grad.clone()
+    model.zero_grad()
+    with feedback.exact():
+        (model(x) - 1).square().mean().backward()
+    assert (sent - model[0].weight.grad).norm() <= 1e-4 * sent.norm()
 
 
 def test_a_run_without_tracking_goes_on_bit_for_bit_when_followed_between_loads(x):

@@ -186,12 +186,6 @@ def adopted(
                 f"a part of the model is attached already but '{name}' ({type(module).__name__}) "
                 "is not; call detach() of the part's feedback first, then attach the whole."
             )
-    known = next((link.handle for link in links_of(model) if link.handle), None)
-    if known and not set(map(id, known._modules.values())) <= set(map(id, model.modules())):
-        raise ValueError(
-            f"{type(model).__name__} is part of a {type(known.model).__name__} that is attached "
-            "already; use the feedback of the whole, or call its detach() first."
-        )
     if len(links_of(model)) > 1:
         raise ValueError(
             "parts of the model are attached, each with a feedback of its own; call detach() of "

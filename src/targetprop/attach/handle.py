@@ -144,8 +144,7 @@ class Feedback:
     def step(self) -> None:
         """Probe the maps that are due; call it after every step unless ``follow`` does.
 
-        A map under the solver's tolerance is probed ever more rarely, up to a longest interval;
-        one over it is corrected and soon probed again.
+        A map under the solver's tolerance is probed ever more rarely; one over it, soon again.
         """
         self._look_after()
         self._learn(self._learners(), True)
@@ -154,27 +153,29 @@ class Feedback:
     def refresh(self) -> None:
         """Measure every map now if weights were loaded or an optimizer followed; mend what is off.
 
-        An eager forward pass calls it then; where ω are sharded, the next step does the same.
+        An eager pass calls it then; where ω are sharded, the next step does the same.
         """
         sites, loads = self._learners(), self._link.loads
-        if any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
+        elsewhere = refusals.called_with_weights() and not self.learning.knows(sites)
+        if elsewhere or any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
             return
-        if refusals.called_with_weights() and not self.learning.knows(sites):
-            return  # those that stand in for the model's own are not for ω to learn
         if loads.stale:
             self.report = self.learning.step(sites, True, apart=True)
         elif loads.unsure:
             self.learning.check(sites)
+        self.learning.loads = loads.count
         self._link.loads.settle(self._modules.values())
 
     def _learn(self, sites: list[Site], leads: bool) -> None:
         """Probe those of ``sites`` that are due; ``leads``: it is the first of a round."""
         if self._first is not None:
             self._first.stepped([site.theta for site in self.sites])
-        if self._link.loads.unsure:
+        loads = self._link.loads
+        if loads.unsure or self.learning.loads != loads.count:  # by this handle or by another
             self.learning.recheck(self._learners())
+        self.learning.loads = loads.count
         self.learning.steps += leads
-        found = self.learning.step(sites, self._link.loads.stale)
+        found = self.learning.step(sites, loads.stale)
         self.report = found if leads else self.report | found
         self._link.taught += 1
         self._link.loads.settle(self._modules.values())
@@ -281,8 +282,7 @@ class Feedback:
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every map; ω are in the model's own ``state_dict``."""
-        own = {name: getattr(self._link.loads, name) for name in ("stale", "unsure")}
-        return self.learning.state_dict() | own
+        return self.learning.state_dict() | self._link.loads.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, so that a run goes on as if it had not stopped.
@@ -292,7 +292,8 @@ class Feedback:
 
         """
         self.learning.load_state_dict(state, self._learners())
-        self._link.loads.resume(bool(state.get("stale")), bool(state.get("unsure")))
+        self._link.loads.load_state_dict(state)
+        self.learning.loads = self._link.loads.count
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""

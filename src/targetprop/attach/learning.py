@@ -32,6 +32,7 @@ class Learning:
         tracked: whether the ω of a map gets the increments of its θ.
         memory: per map name, the solver's.
         steps: so far.
+        loads: of the model, after which the maps were measured last.
 
     """
 
@@ -40,7 +41,7 @@ class Learning:
         self.rule, self.solver, self.seed, self.tracked = rule, solver, seed, tracked
         self.memory: dict[str, Memory] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self.steps = 0
+        self.steps = self.loads = 0
         self._tolerance: float = solver.limit
         self._weights: dict[str, tuple[Any, bool]] = {}
         self._unchecked: set[str] = set()
@@ -85,8 +86,14 @@ class Learning:
         """θ as it stood in the last step, or when the map was first remembered."""
         return self._weights.get(site.name, (None, False))[0]
 
+    def see(self, sites: Sequence[Site]) -> None:
+        """Take the weights of ``sites``, which will be measured, for the model's own."""
+        for site in sites:
+            if site.name in self._weights:
+                self._weights[site.name] = site.theta, self._weights[site.name][1]
+
     def knows(self, sites: Sequence[Site]) -> bool:
-        """Whether the weights lie where they lay in the last step."""
+        """Whether the weights lie where those did that were seen last."""
         pairs = [(self.last_theta(site), site.theta) for site in sites]
         return all(
             a is b or (a is not None and b is not None and a.data_ptr() == b.data_ptr())
@@ -100,6 +107,7 @@ class Learning:
     def spread(self, sites: Sequence[Site]) -> None:
         """As an optimizer is followed: check all once; before the first step, take turns."""
         self.recheck(sites)
+        self.see(sites)
         interval = self.solver.probe_every
         for index, site in enumerate(sites if self.steps == 0 else ()):
             memory = self.memory[site.name]
@@ -109,9 +117,9 @@ class Learning:
     def check(self, sites: Sequence[Site]) -> None:
         """Measure every map now; one that θ has strayed from learns anew, in new storage."""
         self._unchecked, self._apart = set(), True
+        self.see(sites)
         with own_format(sites):
             for site in sites if self.solver.learns else ():
-                self._weights[site.name] = site.theta, self._weights[site.name][1]
                 if self._has_strayed(site, self.memory[site.name]):
                     self.memory[site.name] = Memory()
                     site.omega.data = site.omega.data.clone()

@@ -101,10 +101,11 @@ class AttachedModule(nn.Module):
         missing_keys += [key for key in missing if not is_feedback(key)]
         link = self._feedback
         left_out = any(is_feedback(key) for key in missing)
-        assigned = bool(local_metadata.get("assign_to_params_buffers"))
-        link.loads.note(self, brought, left_out, assigned)
+        link.loads.note(self, brought, left_out)
         if link.handle is not None:
             link.loads.weigh(link.handle._modules.values())
+            if local_metadata.get("assign_to_params_buffers"):
+                link.handle.learning.see([s for s in link.handle.sites if s.module is self])
 
     def _sent(self, weight: Tensor, name: str) -> Tensor:
         """B of this module: what its rule makes of θ and the ω called ``name``."""

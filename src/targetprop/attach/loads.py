@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,6 @@ class Loads:
         unsure: weights were loaded, or may have moved, so every map must be measured.
         stale: weights came without their ω, so every map must learn anew.
         asked: a state of the feedback says so, whatever the modules were given.
-        assigned: other tensors took the place of weights.
 
     """
 
@@ -30,13 +30,11 @@ class Loads:
     unsure: bool = False
     stale: bool = False
     asked: bool = False
-    assigned: bool = False
 
-    def note(self, module: nn.Module, brought: set[str], left_out: bool, assigned: bool) -> None:
+    def note(self, module: nn.Module, brought: set[str], left_out: bool) -> None:
         """``module`` was loaded: the ω in ``brought`` came along, or some were ``left_out``."""
         self.count += 1
         self.unsure = True
-        self.assigned |= assigned
         self.stale |= left_out
         module.__dict__[LEFT_OUT] = left_out
         module.__dict__[BROUGHT] = brought | module.__dict__.get(BROUGHT, set())
@@ -45,13 +43,17 @@ class Loads:
         """Of all modules: a later checkpoint may have brought what an earlier one left out."""
         self.stale = self.asked or any(module.__dict__.get(LEFT_OUT) for module in modules)
 
-    def resume(self, stale: bool, unsure: bool) -> None:
-        """A state of the feedback was loaded, which says how its maps were when it was saved."""
-        self.unsure, self.asked = unsure, stale
-        self.stale |= stale
+    def state_dict(self) -> dict[str, bool]:
+        """What a resumed run must still measure or learn."""
+        return {"stale": self.stale, "unsure": self.unsure}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave; a state without it has nothing left."""
+        self.unsure, self.asked = bool(state.get("unsure")), bool(state.get("stale"))
+        self.stale |= self.asked
 
     def settle(self, modules: Iterable[nn.Module]) -> None:
         """Every map of ``modules`` has been measured, or will be in the step under way."""
         for module in modules if self.stale else ():
             module.__dict__.pop(LEFT_OUT, None)
-        self.stale = self.asked = self.unsure = self.assigned = False
+        self.stale = self.asked = self.unsure = False

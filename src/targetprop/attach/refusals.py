@@ -37,7 +37,7 @@ def note_foreign(module: Any, weight: Tensor) -> bool:
     """
     names = [name for name, own in module._parameters.items() if own is weight]
     link = module._feedback
-    if not names or link.handle is None or link.loads.assigned:
+    if not names or link.handle is None:
         return False
     while is_functorch_wrapped_tensor(weight):
         weight = get_unwrapped(weight)
