@@ -29,7 +29,7 @@ SMALL = [
 
 
 class Enough(BaseException):
-    """A run has gone on for a second: that it would go on is not what is asked here."""
+    """A run has gone on for half a second: that it would go on is not what is asked here."""
 
 
 def plausible():
@@ -80,14 +80,14 @@ def peak():
 
 
 def attempt(words):
-    """(exit code or None of a run that was let go, what it said) of a command, in a second."""
+    """(exit code or None of a run that was let go, what it said) of a command, in half a second."""
 
     def enough(number, frame):
         raise Enough
 
     said = io.StringIO()
     before = signal.signal(signal.SIGALRM, enough)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             return main.main(words), said.getvalue()

@@ -106,7 +106,7 @@ def test_a_logger_that_fails_stops_no_training_and_is_made_up_for(memory, tmp_pa
     memory.fails_at = 3
     words = ["train", "digits-backprop", *TINY, "--steps", 7, "--out", folder]
     assert run(*words, "--logger", "memory") == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().err.split())
     assert said.count("the logger memory failed (TimeoutError: no answer for long); training") == 1
     assert len(memory.kept) == 3
     memory.fails_at = None
@@ -123,10 +123,10 @@ def test_a_logger_that_cannot_end_or_begin(memory, tmp_path, capsys):
     assert f"no way there); mend that and go on with: targetprop resume {folder}" in said
     memory.fails_at = "finish"
     assert run("resume", folder, "--logger", "memory") == 0
-    assert "(OSError: gone); the run itself is whole." in " ".join(capsys.readouterr().out.split())
+    assert "(OSError: gone); the run itself is whole." in " ".join(capsys.readouterr().err.split())
     memory.fails_at = "begin"
     assert run("resume", folder, "--steps", 5) == 0  # it was not
-    assert "training goes on without it" in " ".join(capsys.readouterr().out.split())
+    assert "training goes on without it" in " ".join(capsys.readouterr().err.split())
 
 
 def test_how_a_run_ended_is_told(memory, tmp_path):

@@ -223,10 +223,10 @@ def test_unfinished_and_damaged_runs_are_shown(tmp_path, capsys):
     bare = lay(tmp_path / "bare", 2, [], result=False, optimizer__lr=0.02)
     (bare / "metrics.jsonl").unlink()
     assert report(folder, damaged, bare, "--out", tmp_path / "r.html") == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said, told = (" ".join(text.split()) for text in capsys.readouterr())
     assert "3 runs, 3 of them unfinished" in said
-    assert "4 damaged rows" in said
-    assert "result.json is damaged" in said
+    assert "4 damaged rows" in told
+    assert "result.json is damaged" in told
     page = (tmp_path / "r.html").read_text()
     assert page.count("no result yet") == 3
     assert "No run has ended" in page

@@ -59,7 +59,7 @@ def test_a_longer_cosine_goes_on_at_the_rates_of_the_longer_run_and_says_so(tmp_
     words = [*TINY, "--log_every", 1, "--epochs", 3]
     assert run("train", "digits-backprop", *words, "--steps", 8, "--out", tmp_path / "a") == 0
     assert run("resume", tmp_path / "a", "--steps", 25) == 0
-    assert "the 8 steps before had that of the run as it was" in capsys.readouterr().out
+    assert "the 8 steps before had that of the run as it was" in capsys.readouterr().err
     assert run("train", "digits-backprop", *words, "--steps", 25, "--out", tmp_path / "b") == 0
     assert rates(tmp_path / "a")[8:] == rates(tmp_path / "b")[8:]
     assert len(rates(tmp_path / "a")) == 25
@@ -100,7 +100,7 @@ def test_a_run_without_its_best_weights_says_so_and_ends(tmp_path, capsys):
     assert run("train", "digits-backprop", *words) == 0
     (tmp_path / "run/best.pt").unlink()
     assert run("resume", tmp_path / "run", "--epochs", 2) == 0
-    assert "best.pt is gone" in capsys.readouterr().out
+    assert "best.pt is gone" in capsys.readouterr().err
     assert (tmp_path / "run/result.json").exists()
 
 

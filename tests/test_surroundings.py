@@ -147,7 +147,7 @@ def test_a_damaged_result_is_passed_over_and_written_anew(tmp_path, capsys):
     for content in (b"", b'{"steps": 1', b"[]", b'{"test": 3}', b"\xff\xfe"):
         (run / "result.json").write_bytes(content)
         assert main.main(["compare", str(run), "--out", str(tmp_path / "c.png")]) == 0
-        assert "is damaged" in capsys.readouterr().out
+        assert "is damaged" in capsys.readouterr().err
         assert main.main(["sweep", "digits-backprop", *words]) == 0
         assert json.loads((run / "result.json").read_text())["steps"] == 2
 

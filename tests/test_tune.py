@@ -154,7 +154,7 @@ def test_every_preset_has_a_space_of_its_own(name):
     assert made["optimizer.lr"].ends == [base.optimizer.lr / 10, base.optimizer.lr * 10]
     space.check(made, base, "the default space")
     assert len(space.grid(made, "the default space")) >= 15
-    paired = base.network.name in ("lenet", "simple_vgg")
+    paired = base.network.name in ("lenet", "simple_vgg", "mlp")
     assert ("algorithm.beta" in made) == (paired and base.algorithm.name == "ldrl")
     again = space.parse({key: one.record() for key, one in made.items()}, "s")
     assert again == made
