@@ -207,3 +207,17 @@ def test_the_queue_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
         a, b = (json.loads((folder / name).read_text())["result"] for folder in (once, cut))
         assert a["test"] == b["test"], name
         assert a["angle_max"] == b["angle_max"], name
+
+
+def test_minutes_stop_any_experiment_between_its_cells(tmp_path, capsys):
+    words = ["reproduce", "theory", "--scale", "smoke", "--minutes", "0", "--out", str(tmp_path)]
+    counts = []
+    for _ in range(20):
+        code = cli.main(words)
+        counts.append(len(list(tmp_path.glob("theory/cells/**/cell.json"))))
+        if code == 0:
+            break
+        assert code == 128 + 14
+        assert "go on with the same command" in capsys.readouterr().err
+    assert code == 0
+    assert counts[:-1] == list(range(1, len(counts)))

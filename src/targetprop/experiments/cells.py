@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from targetprop.analysis.tables import markdown
 from targetprop.data import Batches
 from targetprop.laboratory import networks
 from targetprop.laboratory.pairing import Network
+from targetprop.training import loop
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.device import layout
@@ -30,8 +32,6 @@ from targetprop.training.logging import environment
 Result = dict[str, Any]
 Tell = Callable[[str], None]
 """Is told in a few words what is computed now."""
-Watch = Callable[[Any, float], None]
-"""Is shown a session and the loss of its present step."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Place:
         data_dir: where data sets lie.
         tell: of progress.
         watch: is shown the steps of runs.
-        deadline: time.monotonic() at which a run is saved, to go on when the command is repeated.
+        deadline: time.monotonic() after which no cell is begun, and a run is saved, to go on when
+            the command is repeated.
         only: the parts of ``evidence`` to make; empty for all.
 
     """
@@ -55,7 +56,7 @@ class Place:
     seeds: int | None = None
     data_dir: str | None = None
     tell: Tell = lambda text: None
-    watch: Watch = lambda session, loss: None
+    watch: loop.Tell = lambda session, loss: None
     deadline: float = float("inf")
     only: Sequence[str] = ()
 
@@ -77,6 +78,7 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
 
     Raises:
         ConfigError: the folder holds a result of other settings.
+        Interrupted: the deadline passed; what was computed is kept.
 
     """
     folder = place.folder / "cells" / name
@@ -106,6 +108,8 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
         "result": result,
     }
     write_text(path, json.dumps(kept, indent=1) + "\n")
+    if time.monotonic() > place.deadline:
+        raise loop.Interrupted(f"stopped behind {name}.", signal.SIGALRM)
     return json.loads(json.dumps(result))
 
 

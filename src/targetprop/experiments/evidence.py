@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from targetprop.analysis.figures import Line, Panel, draw_panels, smoothed
-from targetprop.analysis.tables import number
+from targetprop.analysis.tables import angle_summary, number
 from targetprop.experiments import char_gpt, cost, figure_4_3_curves, paper_tables
 from targetprop.experiments.cells import Place, Result, listed, slug, write_csv, write_markdown
 from targetprop.experiments.trained import train
@@ -230,7 +230,6 @@ def row(
         state = "diverged"
     elif result is not None:
         state, test = f"{result['steps']} steps", result["test"]
-    angles = [a for row in metrics for a in row.get("angle", {}).values()]
     seconds = max((row.get("seconds", 0.0) for row in metrics), default=0.0)
 
     def percent(key: str) -> float | None:
@@ -244,8 +243,7 @@ def row(
         "loss": test.get("loss"),
         "accuracy": percent("accuracy"),
         "top5": percent("top5"),
-        "angle_max": max(angles, default=None),
-        "angle_mean": sum(angles) / len(angles) if angles else None,
+        **angle_summary(metrics),
         "minutes": seconds / 60,
         "published": entry.published.get(label, ""),
     }

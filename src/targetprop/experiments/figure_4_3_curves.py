@@ -205,7 +205,7 @@ def over_training(place: Place) -> None:
         folder = place.folder / "cells" / "training" / slug(label) / "run"
 
         def compute(_: Path, run: Config = run, folder: Path = folder) -> Result:
-            return runner.run(runner.take_up(run, folder))
+            return runner.run(runner.take_up(run, folder), place.watch, place.deadline)
 
         cell(place, f"training/{slug(label)}", run_settings(run), compute)
         measured = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("angle")]

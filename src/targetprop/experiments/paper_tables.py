@@ -191,9 +191,7 @@ def chosen(
     """A cell's configuration; at a reduced scale every column sees the images of backprop's."""
     variant, settings = contents.columns[column]
     presets = config.presets()
-    prefix = f"{data_name}-{contents.network}"
-    if data_name == "digits" and f"{prefix}-backprop" not in presets:
-        prefix = "digits"
+    prefix = "digits" if data_name == "digits" else f"{data_name}-{contents.network}"
     overrides: Result = {**settings, **contents.scales[scale].settings, "seed": seed}
     if scale != "paper":
         base = presets[f"{prefix}-backprop"]
