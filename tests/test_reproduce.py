@@ -12,7 +12,14 @@ from torch.nn import functional as F
 from targetprop.algorithms import DDTPLinear
 from targetprop.analysis.alignment import backprop_gradients
 from targetprop.commands import main as cli
-from targetprop.experiments import evidence, figure_4_2, figure_4_3, figure_4_3_curves, theory
+from targetprop.experiments import (
+    char_gpt,
+    evidence,
+    figure_4_2,
+    figure_4_3,
+    figure_4_3_curves,
+    theory,
+)
 from targetprop.experiments.cells import Place, cell, mean_and_std
 from targetprop.experiments.reproduce import EXPERIMENTS
 from targetprop.training.config import ConfigError
@@ -184,6 +191,12 @@ def test_the_updates_reach_what_the_transpose_leaves_at_the_counted_cost():
 def test_bad_input_is_one_sentence(words, sentence, tmp_path, capsys):
     assert cli.main(["reproduce", *words, "--out", str(tmp_path)]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_gpt_reads_a_text_of_tiny_shakespeares_length(tmp_path):
+    (tmp_path / char_gpt.TEXT).write_text("To be, or " * 111_539)  # 1,115,390 bytes
+    place = Place(tmp_path, "cpu", data_dir=str(tmp_path))
+    assert len(char_gpt.text_of(place)) == 1_115_390
 
 
 def test_the_queue_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):

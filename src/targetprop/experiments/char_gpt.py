@@ -21,7 +21,7 @@ from targetprop.data import DataError
 from targetprop.experiments.cells import Place, Result, cell
 from targetprop.models import CharGPT
 from targetprop.training import checkpoint, loop
-from targetprop.training.files import read_text
+from targetprop.training.files import MEDIUM, read_text
 from targetprop.training.logging import Metrics, read_metrics
 
 TEXT = "tiny-shakespeare.txt"
@@ -61,7 +61,7 @@ def text_of(place: Place) -> str:
     path = Path(place.data_dir or ".") / TEXT
     if not path.is_file():
         raise DataError(f"{path} is missing; put the text there, or name its folder by --data-dir.")
-    return read_text(path)
+    return read_text(path, MEDIUM)
 
 
 class Training:
