@@ -583,3 +583,15 @@ def test_completions_know_the_commands(shell, capsys):
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in cli.COMMANDS)
+
+
+def test_other_programs_cost_a_run_no_seconds(tmp_path):
+    """A sleeping step, as one whose core another program has, takes no time of its own."""
+    session = runner.start(
+        config.load("digits-backprop", [("steps", 2), ("device", "cpu")]), tmp_path
+    )
+    session.optimizer.register_step_pre_hook(lambda *_: time.sleep(0.4))
+    began = time.perf_counter()
+    result = runner.run(session)
+    assert time.perf_counter() - began > 0.8
+    assert 0 < result["seconds_per_step"] < 0.4

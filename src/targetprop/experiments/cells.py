@@ -25,7 +25,7 @@ from targetprop.laboratory.pairing import Network
 from targetprop.training import loop
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
-from targetprop.training.device import layout
+from targetprop.training.device import layout, pick_device
 from targetprop.training.files import read_json
 from targetprop.training.logging import environment
 
@@ -67,7 +67,13 @@ class Place:
         return [*own[:count], *(own[-1] + 1 + i for i in range(count - len(own)))]
 
 
-def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Result]) -> Result:
+def cell(
+    place: Place,
+    name: str,
+    settings: Result,
+    compute: Callable[[Path], Result],
+    device: str = "cpu",
+) -> Result:
     """The result in the cell's folder, computed if it is not there yet.
 
     Args:
@@ -75,6 +81,7 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
         name: of the cell, a relative path.
         settings: what the result depends on, as plain values; a cell with others is refused.
         compute: (folder) ↦ result, plain values; may keep checkpoints there.
+        device: that it computes on, as a run is told.
 
     Raises:
         ConfigError: the folder holds a result of other settings.
@@ -100,7 +107,7 @@ def cell(place: Place, name: str, settings: Result, compute: Callable[[Path], Re
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     result = compute(folder)
-    record = environment(torch.device("cpu"), settings.get("seed", 0))
+    record = environment(pick_device(device), settings.get("seed", 0))
     kept = {
         "settings": settings,
         "environment": record,

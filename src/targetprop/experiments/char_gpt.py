@@ -1,28 +1,33 @@
-"""A character GPT by any rule of ``attach``, its training saved as it goes: for the evidence."""
+"""A character GPT by any rule of ``attach``, trained by the loop of all runs: for the evidence."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import inspect
 import math
-import signal
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from targetprop.analysis import alignment
 from targetprop.analysis.tables import angle_summary
-from targetprop.attach import Feedback, attach
 from targetprop.data import DataError
+from targetprop.data.pipeline import seeded
 from targetprop.experiments.cells import Place, Result, cell
 from targetprop.models import CharGPT
+from targetprop.ranks import ALONE, SINGLE
 from targetprop.training import checkpoint, loop
+from targetprop.training.build import build_algorithm
+from targetprop.training.config import Config
+from targetprop.training.device import pick_device
 from targetprop.training.files import MEDIUM, read_text
-from targetprop.training.logging import Metrics, read_metrics
+from targetprop.training.logging import read_metrics
+from targetprop.training.sections import AlgorithmConfig, ScheduleConfig
+from targetprop.training.session import Progress, Session
 
 TEXT = "tiny-shakespeare.txt"
 
@@ -34,7 +39,7 @@ class Plan:
     Attributes:
         rule: of ``attach``, or "backprop".
         seed: of weights, batches and feedback.
-        steps: in all.
+        steps: in all, a multiple of ``every``.
         batch: windows of a step.
         context: characters of a window.
         every: steps between validations, measurements and checkpoints.
@@ -47,6 +52,47 @@ class Plan:
     batch: int = 32
     context: int = 128
     every: int = 250
+
+
+class EveryPosition(CharGPT):
+    """The logits of all positions, a row each, as algorithms take them."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, positions) to (batch · positions, vocabulary)."""
+        return super().forward(tokens).flatten(0, 1)
+
+
+class Windows:
+    """A text as batches: windows, and the characters that follow theirs; an epoch is ``every``."""
+
+    peers = ALONE
+
+    def __init__(self, tokens: Tensor, plan: Plan):
+        """Of a part of the text."""
+        self.tokens, self.plan = tokens, plan
+        count = (len(tokens) - 1) // plan.context * plan.context
+        self.windows = tokens[:count].view(-1, plan.context)
+        self.data = tokens[1 : count + 1]
+        """What is foreseen where every window is seen once."""
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return self.plan.every
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows anywhere in the text, by (seed, epoch, batch) only."""
+        length = self.plan.context + 1
+        for i in range(start, len(self)):
+            drawn = seeded(self.plan.seed, epoch, i)
+            starts = torch.randint(len(self.tokens) - length, (self.plan.batch,), generator=drawn)
+            seen = torch.stack([self.tokens[s : s + length] for s in starts.tolist()])
+            yield seen[:, :-1], seen[:, 1:].flatten()
+
+    def once(self, size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+        """The text from its beginning, window by window."""
+        following = self.data.view(-1, self.plan.context)
+        for x, y in zip(self.windows.split(size), following.split(size), strict=True):
+            yield x, y.flatten()
 
 
 def text_of(place: Place) -> str:
@@ -64,104 +110,46 @@ def text_of(place: Place) -> str:
     return read_text(path, MEDIUM)
 
 
-class Training:
-    """A model with its optimizer, feedback and place in the text, at any step."""
-
-    def __init__(self, plan: Plan, text: str):
-        """At the first step."""
-        letters = sorted(set(text))
-        data = torch.tensor([letters.index(letter) for letter in text])
-        self.plan, self.step, self.seconds = plan, 0, 0.0
-        self.train, held_out = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
-        count = (len(held_out) - 1) // plan.context * plan.context
-        self.windows = held_out[:count].view(-1, plan.context)
-        self.following = held_out[1 : count + 1].view(-1, plan.context)
-        self.generator = torch.Generator().manual_seed(plan.seed)
-        torch.manual_seed(plan.seed)
-        self.model = CharGPT(len(letters), plan.context)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.1
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
-        self.feedback: Feedback | None = None
-        if plan.rule != "backprop":
-            self.feedback = attach(self.model, self.windows[:2], rule=plan.rule, seed=plan.seed)
-            self.feedback.follow(self.optimizer)
-
-    def rate(self, step: int) -> float:
-        """A warm-up over 100 steps, then a cosine down to a tenth."""
-        return min(
-            (step + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * min(1, step / self.plan.steps))
-        )
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Windows of the training text, and the characters that follow theirs."""
-        length = self.plan.context + 1
-        starts = torch.randint(
-            len(self.train) - length, (self.plan.batch,), generator=self.generator
-        )
-        drawn = torch.stack([self.train[s : s + length] for s in starts])
-        return drawn[:, :-1], drawn[:, 1:]
-
-    def advance(self) -> dict[str, float]:
-        """One step; returns the scores before it."""
-        x, y = self.batch()
-        self.optimizer.zero_grad()
-        logits = self.model(x)
-        loss = mean_loss(logits, y)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        return {"loss": loss.item(), "accuracy": right(logits, y)}
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Mean loss in nats and accuracy over the whole held-out text."""
-        total = {"loss": 0.0, "accuracy": 0.0}
-        for x, y in zip(self.windows.split(128), self.following.split(128), strict=True):
-            logits, part = self.model(x), len(x) / len(self.windows)
-            total["loss"] += part * mean_loss(logits, y).item()
-            total["accuracy"] += part * right(logits, y)
-        return total
-
-    def angles(self) -> dict[str, float]:
-        """Of every parameter's update to the backprop gradient, on the first held-out windows."""
-        if self.feedback is None:
-            return {}
-        x, y = self.windows[: self.plan.batch], self.following[: self.plan.batch]
-        found = alignment(self.model, self.feedback, lambda model: mean_loss(model(x), y))
-        return {name: one.update_angle for name, one in found.items()}
-
-    def parts(self) -> dict[str, Any]:
-        """Whatever has a state."""
-        own = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        return own | ({"feedback": self.feedback} if self.feedback else {})
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint."""
-        state = {name: part.state_dict() for name, part in self.parts().items()}
-        here = {"step": self.step, "seconds": self.seconds, "drawn": self.generator.get_state()}
-        checkpoint.save(path, {**state, **here})
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-        state = checkpoint.load(path)
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        self.generator.set_state(state["drawn"])
-        self.step, self.seconds = state["step"], state["seconds"]
+def rate(step: int, steps: int) -> float:
+    """A warm-up over 100 steps, then a cosine down to a tenth."""
+    return min((step + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * min(1, step / steps)))
 
 
-def mean_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy over all positions."""
-    return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+def session(plan: Plan, text: str, folder: Path) -> Session:
+    """A run of ``plan`` at its first step: AdamW, gradients clipped to norm 1 before ω see them.
+
+    The last tenth of the text is held out.
+    """
+    index = {letter: number for number, letter in enumerate(sorted(set(text)))}
+    tokens = torch.tensor([index[letter] for letter in text], device=pick_device("auto"))
+    cut = len(tokens) * 9 // 10
+    train, held_out = Windows(tokens[:cut], plan), Windows(tokens[cut:], plan)
+    settings = Config(
+        algorithm=AlgorithmConfig(name=plan.rule),
+        schedule=ScheduleConfig(unit="step"),
+        epochs=plan.steps // plan.every,
+        seed=plan.seed,
+        measure_every=plan.every,
+    )
+    torch.manual_seed(plan.seed)
+    net = EveryPosition(len(index), plan.context).to(tokens.device)
+    algo = build_algorithm(settings, net, held_out.windows[:2])
+    weights = list(net.parameters())
+    optimizer = torch.optim.AdamW(weights, 1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer.register_step_pre_hook(lambda *_: clip(weights))
+    algo.follow(optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, plan.steps))
+    data = {"text": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    batches: Any = {"train": train, "validation": held_out, "test": held_out}
+    return Session(
+        settings, folder, net, algo, optimizer, schedule,
+        progress=Progress(), ranks=SINGLE, data=data, **batches,
+    )  # fmt: skip
 
 
-def right(logits: Tensor, y: Tensor) -> float:
-    """The fraction of characters foreseen."""
-    return (logits.argmax(-1) == y).double().mean().item()
+def clip(weights: list[nn.Parameter]) -> None:
+    """To norm 1."""
+    torch.nn.utils.clip_grad_norm_(weights, 1.0)
 
 
 def train(place: Place, where: str, plan: Plan) -> Result:
@@ -169,6 +157,7 @@ def train(place: Place, where: str, plan: Plan) -> Result:
 
     Raises:
         DataError: the text is missing.
+        Diverged: loss or weights are not finite.
         Interrupted: the deadline passed, or a signal asked to stop.
 
     """
@@ -176,50 +165,15 @@ def train(place: Place, where: str, plan: Plan) -> Result:
     def compute(folder: Path) -> Result:
         run = folder / "run"
         run.mkdir(exist_ok=True)
-        training, last = Training(plan, text_of(place)), run / "last.pt"
+        made, last = session(plan, text_of(place), run), run / "last.pt"
         if last.exists():
-            training.load(last)
-        metrics = Metrics(run, training.step)
-        try:
-            with loop.stop_requests() as stop:
-                advance(place, training, metrics, last, stop)
-            held_out = training.validate()
-            metrics.write("validation", training.step, seconds=training.seconds, **held_out)
-        finally:
-            metrics.close()
-        each = training.seconds / training.step
-        result = {"steps": training.step, "seconds_per_step": each, "test": held_out}
+            made.restore(checkpoint.load(last), last)
+        result = loop.run(made, place.watch, place.deadline, end=by_the_last)
         return {**result, **angle_summary(read_metrics(run / "metrics.jsonl"))}
 
-    return cell(place, where, vars(plan), compute)
+    return cell(place, where, vars(plan), compute, device="auto")
 
 
-def advance(
-    place: Place, training: Training, metrics: Metrics, last: Path, stop: list[int]
-) -> None:
-    """Train to the end; measure, validate and save every so often.
-
-    Raises:
-        Diverged: the loss is not finite.
-        Interrupted: as ``train``.
-
-    """
-    plan = training.plan
-    while training.step < plan.steps:
-        step, due = training.step, training.step % plan.every == 0
-        if due:
-            training.save(last)
-            metrics.write("validation", step, seconds=training.seconds, **training.validate())
-        measured = {"angle": training.angles()} if due and training.feedback else {}
-        began = time.perf_counter()
-        scores = training.advance()
-        training.seconds += time.perf_counter() - began
-        if not math.isfinite(scores["loss"]):
-            raise loop.Diverged(f"loss {scores['loss']} at step {step}.")
-        if due or step % 10 == 0:
-            metrics.write("train", step, seconds=training.seconds, **scores, **measured)
-        if time.monotonic() > place.deadline:
-            stop.append(signal.SIGALRM)
-        if stop:
-            training.save(last)
-            raise loop.Interrupted(f"stopped at step {training.step}.", stop[0])
+def by_the_last(session: Session, metrics: Any) -> Result:
+    """The held-out loss of the last weights, not of the best."""
+    return loop.finish(dataclasses.replace(session, validation=None), metrics)

@@ -49,7 +49,8 @@ def reproduce(place: Place) -> None:
             )
             return {"rows": [dataclasses.asdict(row) for row in rows]}
 
-        found[network] = cell(place, network, {**settings, "network": network}, compute)["rows"]
+        own = {**settings, "network": network}
+        found[network] = cell(place, network, own, compute, setting.device)["rows"]
     rows = [{"network": network, **row} for network, rows in found.items() for row in rows]
     write_csv(place.folder / "cost.csv", rows)
     for suffix in ("png", "pdf"):

@@ -18,17 +18,16 @@ from targetprop.experiments.cells import (
     Result,
     cell,
     lenet_batch,
-    run_settings,
     slug,
     write_csv,
 )
 from targetprop.experiments.figure_4_3 import BETA, LAYERS, SEEDS, aligned, paper, step
+from targetprop.experiments.trained import train
 from targetprop.feedback import CorrelationSolver, Fixed, PredictiveSolver, Solver, Symmetric
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import ROWS
 from targetprop.laboratory.layers import Layer, Trace
-from targetprop.training import config, runner
-from targetprop.training.config import Config
+from targetprop.training import config
 from targetprop.training.logging import read_metrics
 
 ITERATIONS: dict[str, Result] = {
@@ -202,12 +201,9 @@ def over_training(place: Place) -> None:
         run = config.load(
             preset, [(key, value) for key, value in overrides.items() if value is not None]
         )
-        folder = place.folder / "cells" / "training" / slug(label) / "run"
-
-        def compute(_: Path, run: Config = run, folder: Path = folder) -> Result:
-            return runner.run(runner.take_up(run, folder), place.watch, place.deadline)
-
-        cell(place, f"training/{slug(label)}", run_settings(run), compute)
+        where = f"training/{slug(label)}"
+        train(place, where, run)
+        folder = place.folder / "cells" / where / "run"
         measured = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("angle")]
         at = [row["step"] for row in measured]
         lines = [

@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ from targetprop.analysis.figures import Line, Panel, draw_panels
 from targetprop.experiments.cells import (
     Place,
     Result,
-    cell,
     mean_and_std,
+    seed_by_seed,
     write_csv,
     write_markdown,
 )
@@ -50,11 +52,7 @@ SCALES: dict[str, Result] = {
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Of the least-squares line through (log x, log y)."""
-    u, v = [math.log(a) for a in x], [math.log(b) for b in y]
-    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
-    return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / sum(
-        (a - mean_u) ** 2 for a in u
-    )
+    return statistics.linear_regression([math.log(a) for a in x], [math.log(b) for b in y]).slope
 
 
 def batch(
@@ -164,91 +162,73 @@ def mismatch(settings: Result, data_dir: str | None, seed: int) -> Result:
     return found
 
 
-def csv_rows(
-    check: str, case: str, x: Sequence[float], errors: Sequence[float], stds: Sequence[float]
-) -> list[Result]:
-    """A row per abscissa."""
-    return [
-        {"check": check, "case": case, "x": a, "error": e, "std": s}
-        for a, e, s in zip(x, errors, stds, strict=True)
-    ]
+CHECKS: dict[str, Callable[[Result, str | None, int], Result]] = {
+    "noise/tanh": partial(small_noise, activation="tanh"),
+    "noise/elu": partial(small_noise, activation="elu"),
+    "nudge/matched": partial(gradient_error, kind="matched"),
+    "nudge/mirror": partial(gradient_error, kind="mirror"),
+    "mismatch": mismatch,
+}
+"""Folder of a check's cells ↦ (settings, folder of the data, seed) ↦ result."""
 
 
 def reproduce(place: Place) -> None:
     """``theory`` .csv, .png, .pdf and .md."""
-    settings, seeds = SCALES[place.scale], place.choose(SEEDS)
-    noise: dict[str, list[Result]] = {}
-    nudge: dict[str, list[Result]] = {}
-    falls: list[Result] = []
-    for seed in seeds:
-        own = {**settings, "seed": seed}
-        for activation in ("tanh", "elu"):
+    settings = SCALES[place.scale]
 
-            def noisy(folder: Path, activation: str = activation, seed: int = seed) -> Result:
-                return small_noise(settings, place.data_dir, seed, activation)
+    def compute(check: str, seed: int, folder: Path) -> Result:
+        return CHECKS[check](settings, place.data_dir, seed)
 
-            noise.setdefault(activation, []).append(
-                cell(place, f"noise/{activation}/seed-{seed}", own, noisy)
-            )
-        for kind in ("matched", "mirror"):
-
-            def nudged(folder: Path, kind: str = kind, seed: int = seed) -> Result:
-                return gradient_error(settings, place.data_dir, seed, kind)
-
-            nudge.setdefault(kind, []).append(cell(place, f"nudge/{kind}/seed-{seed}", own, nudged))
-        falls.append(
-            cell(
-                place,
-                f"mismatch/seed-{seed}",
-                own,
-                lambda folder, seed=seed: mismatch(settings, place.data_dir, seed),
-            )
-        )
-    write(place, noise, nudge, falls)
+    for found, _ in seed_by_seed(place, place.choose(SEEDS), settings, CHECKS, compute):
+        write(place, found)
 
 
-def write(
-    place: Place,
-    noise: dict[str, list[Result]],
-    nudge: dict[str, list[Result]],
-    falls: list[Result],
-) -> None:
+def rows_of(
+    check: str, case: str, x: Sequence[float], runs: Sequence[Sequence[float]]
+) -> list[Result]:
+    """A row per abscissa, of the mean over runs and its deviation."""
+    means, stds = mean_and_std(runs)
+    return [
+        {"check": check, "case": case, "x": a, "error": e, "std": s}
+        for a, e, s in zip(x, means, stds, strict=True)
+    ]
+
+
+def write(place: Place, found: dict[str, list[Result]]) -> None:
     """Pictures, CSV and the fitted slopes."""
     shown, table, rows = [], [], []
     settings = SCALES[place.scale]
-    for title, xlabel, at, found, expected in (
+    for title, check, xlabel, at, expected in (
         (
             "L-DRL loss / σ² less its small-noise limit",
+            "noise",
             "σ",
             SIGMAS,
-            noise,
             {"tanh": "2", "elu": "2"},
         ),
-        ("update less gradient, ω = θᵀ", "β", BETAS, nudge, {"matched": "1", "mirror": "0"}),
+        ("update less gradient, ω = θᵀ", "nudge", "β", BETAS, {"matched": "1", "mirror": "0"}),
     ):
         lines = []
-        for label, runs in found.items():
-            errors, stds = mean_and_std(run["errors"] for run in runs)
+        for label, wanted in expected.items():
+            runs = found[f"{check}/{label}"]
             (fitted,), (std,) = mean_and_std([run["slope"]] for run in runs)
-            lines.append(Line(f"{label}: slope {fitted:.2f}", at, errors))
-            table.append((title, label, f"{fitted:.2f} ± {std:.2f}", expected[label]))
-            rows += [
-                {"check": title, "case": label, "x": a, "error": e, "std": s}
-                for a, e, s in zip(at, errors, stds, strict=True)
-            ]
+            of_label = rows_of(title, label, at, [run["errors"] for run in runs])
+            lines.append(
+                Line(f"{label}: slope {fitted:.2f}", at, [row["error"] for row in of_label])
+            )
+            table.append((title, label, f"{fitted:.2f} ± {std:.2f}", wanted))
+            rows += of_label
         shown.append(Panel(title, xlabel, "error", lines, "log", "log"))
-    lines = []
+    lines, falls = [], found["mismatch"]
+    at = list(range(1, settings["iterations"] + 1))
     for label in falls[0]:
-        values, stds = mean_and_std(fall[label] for fall in falls)
-        at = list(range(1, len(values) + 1))
-        lines.append(Line(label, at, values, style={"ls": ":"} if label == "predicted" else {}))
-        rows += [
-            {"check": "mismatch", "case": label, "x": a, "error": v, "std": s}
-            for a, v, s in zip(at, values, stds, strict=True)
-        ]
+        of_label = rows_of("mismatch", label, at, [fall[label] for fall in falls])
+        style = {"ls": ":"} if label == "predicted" else {}
+        lines.append(Line(label, at, [row["error"] for row in of_label], style=style))
+        rows += of_label
     (mean,), (std,) = mean_and_std([fall["predictive"][0]] for fall in falls)
     table.append(("mismatch after one iteration", "predictive", f"{mean:.0e} ± {std:.0e}", "0"))
-    slopes = [slope(range(1, len(fall["correlation"]) + 1), fall["correlation"]) for fall in falls]
+    slopes = [slope(at, fall["correlation"]) for fall in falls]
     (mean,), (std,) = mean_and_std([s] for s in slopes)
     table.append(("mismatch, slope", "correlation", f"{mean:.2f} ± {std:.2f}", "−0.5"))
     ratios = [

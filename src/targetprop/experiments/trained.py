@@ -32,4 +32,4 @@ def train(place: Place, where: str, run: Config) -> Result:
             return {"diverged": str(error)}
         return {**result, **angle_summary(read_metrics(folder / "run" / "metrics.jsonl"))}
 
-    return cell(place, where, run_settings(run), compute)
+    return cell(place, where, run_settings(run), compute, run.device)

@@ -120,7 +120,7 @@ def best_rate(place: Place, where: str, plan: Config, grid: Sequence[float]) -> 
             except loop.Diverged as error:
                 return {"diverged": str(error)}
 
-        found = cell(place, f"{where}/lr-{rate:g}", run_settings(run), compute)
+        found = cell(place, f"{where}/lr-{rate:g}", run_settings(run), compute, run.device)
         return found.get("validation_accuracy", -1.0)
 
     return max((point[RATE] for point in points(space, "the grid")), key=validated)

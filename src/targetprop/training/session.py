@@ -27,7 +27,8 @@ class Progress:
         epoch: the current epoch, from 0.
         batch: batches of it that are done.
         step: steps done.
-        seconds: spent in steps (backward and optimizer), without evaluation and measurements.
+        seconds: spent in steps (backward and optimizer), without evaluation and measurements, by
+            the clock that the loop chooses.
         best: the best validation accuracy so far; -1 before the first.
 
     """
