@@ -224,7 +224,9 @@ def write(place: Place, found: dict[str, list[Result]]) -> None:
     for label in falls[0]:
         of_label = rows_of("mismatch", label, at, [fall[label] for fall in falls])
         style = {"ls": ":"} if label == "predicted" else {}
-        lines.append(Line(label, at, [row["error"] for row in of_label], style=style))
+        errors = [row["error"] for row in of_label]
+        shown_as = label if any(errors) else f"{label}: 0 from the first on"
+        lines.append(Line(shown_as, at, errors, style=style))
         rows += of_label
     (mean,), (std,) = mean_and_std([fall["predictive"][0]] for fall in falls)
     table.append(("mismatch after one iteration", "predictive", f"{mean:.0e} ± {std:.0e}", "0"))
