@@ -22,7 +22,6 @@ def cite(algo: Any) -> str:
     Example:
         >>> tp.cite(tp.attach(torch.nn.Linear(8, 4))).splitlines()[0]
         '@inproceedings{ernoult2022,'
-
     """
     keys = getattr(algo, "papers", None) or algo.rule.papers
     if getattr(algo.solver, "tracking", False):

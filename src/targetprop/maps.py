@@ -148,7 +148,6 @@ class AutogradMap:
     Attributes:
         function: (x, w) ↦ A_w x, without bias, linear in each argument.
         bias_dim: the dimension of the output along which a bias of the wrapped module lies.
-
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -176,7 +175,6 @@ class Reduced:
     Attributes:
         inner: the map.
         dtype: of operands and results; sums run as wide as the device's kernels sum.
-
     """
 
     inner: LinearMap
@@ -277,7 +275,6 @@ def register(
         >>> feedback = tp.attach(model, torch.randn(2, 8))
         >>> max(feedback.mismatch().values()) < 0.01
         True
-
     """
     MAPS[module_type] = lambda module: AutogradMap(make(module), bias_dim)
 

@@ -22,7 +22,6 @@ class Row:
         symmetric: uses one feedback weight in both directions, or shares increments of θ with ω.
         phases: of a step, beside the forward pass.
         passes: cost of a step over that of backprop, counted in products with a layer's weights.
-
     """
 
     call: str

@@ -27,7 +27,6 @@ class Group:
     Attributes:
         rank: this process's number in the group, from 0.
         size: of the group.
-
     """
 
     def __init__(self, group: Any = None):
@@ -113,7 +112,6 @@ class Ranks:
         world: all processes.
         data: those with other parts of the same batch, which train the feedback of the same layers.
         layers: those with the same part of the batch, which train the feedback of other layers.
-
     """
 
     world: Group = ALONE
@@ -140,7 +138,6 @@ def mesh(layers: int = 1) -> Ranks:
         >>> torch.distributed.init_process_group()  # doctest: +SKIP
         >>> algo.distribute(tp.ranks.mesh())  # doctest: +SKIP
         >>> algo.backward(x, y)  # doctest: +SKIP
-
     """
     size = dist.get_world_size()
     if layers < 1 or size % layers:

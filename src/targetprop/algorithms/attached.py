@@ -39,7 +39,6 @@ class AttachedAlgorithm(Algorithm):
         >>> optimizer = algo.follow(torch.optim.SGD(model.parameters(), lr=0.1))
         >>> report = algo.backward(torch.randn(32, 8), torch.randint(4, (32,)))
         >>> optimizer.step()
-
     """
 
     any_module = True
@@ -66,7 +65,6 @@ class AttachedAlgorithm(Algorithm):
         Raises:
             TypeError: the rule has no such field.
             ValueError: attached by another rule or with other settings, or ``attach`` refuses it.
-
         """
         super().__init__(net, loss, label_smoothing)
         self.rule = None if self.rule_type is None else self.rule_type(**fields)
@@ -165,7 +163,6 @@ class AttachedAlgorithm(Algorithm):
 
         Raises:
             ValueError: it is of another algorithm or of other maps.
-
         """
         if set(state) - {"feedback"} or (state and self.rule is None):
             raise ValueError(
@@ -194,7 +191,6 @@ def handle_of(net: nn.Module, rule: Rule, settings: dict[str, Any]) -> Feedback 
 
     Raises:
         ValueError: it was attached with other settings than ``settings``.
-
     """
     handles = [
         link.handle for link in links_of(net) if link.handle is not None and link.rule == rule
@@ -234,7 +230,6 @@ def logits_of(output: Any, net: nn.Module) -> Tensor:
 
     Raises:
         TypeError: there are none.
-
     """
     found = getattr(output, "logits", output)
     if not isinstance(found, Tensor):

@@ -19,7 +19,6 @@ class Backprop(AttachedAlgorithm):
         >>> algo = tp.algorithms.Backprop(torch.nn.Linear(8, 4))
         >>> algo.backward(torch.randn(32, 8), torch.randint(4, (32,))).loss.shape
         torch.Size([])
-
     """
 
     rows = (

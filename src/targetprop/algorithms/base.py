@@ -31,7 +31,6 @@ class Report:
         loss: batch mean of the loss, a scalar without a graph.
         logits: sᴺ of the batch, or of this process's part of it, without a graph.
         feedback: what the solver did, per name of a layer whose feedback this process trains.
-
     """
 
     loss: Tensor
@@ -63,7 +62,6 @@ class Algorithm(ABC):
         net: the network it trains.
         loss: the loss of (logits, y), a batch mean.
         ranks: the processes that train the network together.
-
     """
 
     splits_layers = False
@@ -110,7 +108,6 @@ class Algorithm(ABC):
 
         Raises:
             TypeError: the network is of another kind.
-
         """
         demand_kind(type(self), net)
         self.net = net
@@ -147,7 +144,6 @@ class Algorithm(ABC):
 
         Raises:
             ValueError: layers to be shared out, where the algorithm cannot.
-
         """
         if ranks.layers.size > 1 and not self.splits_layers:
             raise ValueError(
@@ -162,7 +158,6 @@ class Algorithm(ABC):
 
         Raises:
             ValueError: no samples.
-
         """
         if len(x) == 0:
             raise ValueError(
@@ -228,7 +223,6 @@ def demand_kind(kind: type[Algorithm], net: Any) -> None:
 
     Raises:
         TypeError: no module, a wrapper that averages gradients, or no ``pair`` network if needed.
-
     """
     if isinstance(net, DataParallels):
         raise TypeError(
@@ -255,7 +249,6 @@ def demand_explicit(net: Network, x: Tensor) -> None:
 
     Raises:
         ValueError: the input needs a gradient; half-precision weights or autocast; a hooked module.
-
     """
     refuse_input_gradient(x)
     short = next((p.dtype for p in net.parameters() if torch.finfo(p.dtype).bits < 32), None)
@@ -273,7 +266,6 @@ def refuse_input_gradient(x: Tensor) -> None:
 
     Raises:
         ValueError: x needs a gradient.
-
     """
     if x.requires_grad:
         raise ValueError(

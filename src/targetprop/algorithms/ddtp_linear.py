@@ -36,7 +36,6 @@ class DDTPLinear(Algorithm):
 
     Attributes:
         directs: Qⁿ per layer name, (net outputs, layer outputs) in shape; drawn on the first batch.
-
     """
 
     papers = ("meulemans2020",)
@@ -70,7 +69,6 @@ class DDTPLinear(Algorithm):
 
         Raises:
             ValueError: β is not positive, an unknown schedule, or the network has residual blocks.
-
         """
         super().__init__(net, loss, label_smoothing)
         demand_chain(net, "DDTPLinear")

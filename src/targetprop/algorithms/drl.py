@@ -61,7 +61,6 @@ def drl(
         h: η = σ·noise shaped like the output.
         sigma: σ.
         damping: λ.
-
     """
     layer, trace = leaves[0]
     shape, batch = trace.input.shape, len(trace.input)
@@ -93,7 +92,6 @@ class DRL(LDRL):
         weight_decay: of ω, in Adam; the usual stand-in for λ.
         schedule: ``"sequential"``, ω learns before the batch's targets; ``"parallel"``, after
             them, as if at the same time.
-
     """
 
     papers = ("meulemans2020",)
@@ -130,7 +128,6 @@ class DRL(LDRL):
 
         Raises:
             ValueError: the network has residual blocks, or an unknown schedule.
-
         """
         super().__init__(net, beta, Fixed(), seed, loss, label_smoothing)
         demand_chain(net, "DRL")
@@ -175,7 +172,6 @@ def checked(schedule: Schedule) -> Schedule:
 
     Raises:
         ValueError: it is unknown.
-
     """
     if schedule not in ("sequential", "parallel"):
         raise ValueError(f"unknown schedule '{schedule}'; choose 'sequential' or 'parallel'.")
@@ -187,7 +183,6 @@ def demand_chain(net: Network, name: str) -> None:
 
     Raises:
         ValueError: it has one.
-
     """
     if not all(isinstance(block, Layer) for block in net.blocks):
         raise ValueError(

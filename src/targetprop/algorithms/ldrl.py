@@ -39,7 +39,6 @@ class LDRL(Local):
 
     Attributes:
         beta: β, the nudging strength of the output target.
-
     """
 
     papers = ("ernoult2022",)
@@ -72,7 +71,6 @@ class LDRL(Local):
 
         Raises:
             ValueError: β is not positive.
-
         """
         super().__init__(
             net, self.default_solver() if solver is None else solver, seed, loss, label_smoothing

@@ -28,7 +28,6 @@ class Local(Algorithm):
         generators: likewise, the source of its noise.
         trace: the pass up, compiled or not.
         descend: the pass down, compiled or not.
-
     """
 
     splits_layers = True
@@ -89,7 +88,6 @@ class Local(Algorithm):
 
         Args:
             mode: torch.compile's; CUDA graphs would overwrite ``.grad`` and the report's logits.
-
         """
         self.trace = torch.compile(self.net.trace, mode=mode)
         self.descend = torch.compile(self.net.descend, mode=mode)

@@ -19,7 +19,6 @@ def loss_function(loss: str | Loss, label_smoothing: float = 0.0) -> Loss:
 
     Raises:
         ValueError: an unknown name; label smoothing outside [0, 1) or without cross-entropy.
-
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label smoothing {label_smoothing} is outside [0, 1).")
@@ -59,7 +58,6 @@ def refuse_sum(loss: Loss, logits: Tensor, y: Tensor) -> None:
 
     Raises:
         ValueError: the loss of the batch taken twice is twice that of the batch.
-
     """
     try:
         with torch.no_grad():
@@ -78,7 +76,6 @@ def check_beta(beta: float) -> float:
 
     Raises:
         ValueError: it is not positive.
-
     """
     if not beta > 0:
         raise ValueError(f"beta={beta} is not positive; targets need a nudge, such as beta=0.1.")

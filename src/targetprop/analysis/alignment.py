@@ -40,7 +40,6 @@ class LayerAlignment:
         mismatch: ‖J_G − J_Fᵀ‖_F/‖J_F‖_F; of attached maps ``Feedback.mismatch``, the largest of
             one θ.
         update_size: ‖∇‖/‖∇_BP‖.
-
     """
 
     update_angle: float
@@ -66,7 +65,6 @@ def jacobian_mismatch(
         trace: its clean pass.
         probes: of noise, per sample of the batch; the standard error falls as one over their root.
         generator: of the noise; default a fixed seed.
-
     """
     generator = generator or torch.Generator(trace.input.device).manual_seed(0)
     stage, shape = layer.stage, trace.input.shape
@@ -167,7 +165,6 @@ def alignment(
         >>> found = tp.analysis.alignment(model, feedback, lambda net: F.cross_entropy(net(x), y))
         >>> found["0.weight"].update_angle < 1  # degrees
         True
-
     """
     if isinstance(algo, Feedback):
         refuse_foreign(net, algo)
@@ -206,7 +203,6 @@ def attached_alignment(
 
     Raises:
         TypeError: ``loss_fn`` makes no loss with a graph.
-
     """
     learned = {
         name: p for name, p in model.named_parameters() if p.requires_grad and not is_feedback(name)

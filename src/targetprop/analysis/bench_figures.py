@@ -14,7 +14,6 @@ def draw_cost(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
     Args:
         points: by title, each "contender", "ratio", "angle_max", "angle_mean" (°, backprop's None).
         path: of the PNG or PDF to write.
-
     """
     figure, axes = panels(len(points), width=7.0)
     for ax, (title, rows) in zip(axes[0], points.items(), strict=True):
@@ -52,7 +51,6 @@ def draw_scaling(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     Args:
         results: per axis, points with "value" and "rows", backprop's and L-DRL's "ms" and "memory".
         path: of the PNG or PDF to write.
-
     """
     from matplotlib.ticker import LogLocator
 

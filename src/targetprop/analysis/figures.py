@@ -36,7 +36,6 @@ def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
     Args:
         runs: the metric rows of every run by its label.
         path: of the PNG or PDF to write.
-
     """
     angled = [
         label
@@ -108,7 +107,6 @@ class Line:
         y: ordinates, means over seeds.
         spread: half the width of the band around them; None for none.
         style: further arguments of matplotlib's ``plot``.
-
     """
 
     label: str
@@ -130,7 +128,6 @@ class Panel:
         xscale: "linear" or "log".
         yscale: likewise.
         floor: lower end of the ordinate, if it is fixed.
-
     """
 
     title: str
@@ -199,7 +196,6 @@ def draw_bars(
         published: per label, a height per group.
         ylabel: with units.
         paths: of the PNG or PDF files to write.
-
     """
     figure, ((ax,),) = panels(1, width=3 + 2.4 * len(groups))
     width = 0.85 / len(bars)

@@ -12,7 +12,6 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
     Example:
         >>> tp.analysis.angle(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]))
         tensor(45.)
-
     """
     a, b = a.flatten(), b.flatten()
     na, nb = a.norm(), b.norm()

@@ -15,7 +15,6 @@ def refuse_foreign(model: nn.Module, feedback: Feedback) -> None:
 
     Raises:
         ValueError: it is another model's, or was detached.
-
     """
     own = {id(module) for module in model.modules()}
     if not any(id(module) in own for module in feedback._modules.values()):
@@ -31,7 +30,6 @@ def arguments_of(loss_fn: Any, model: nn.Module) -> tuple[nn.Module, ...]:
 
     Raises:
         TypeError: it takes neither.
-
     """
     for arguments in ((model,), ()):
         if takes(loss_fn, arguments):

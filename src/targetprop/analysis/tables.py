@@ -18,7 +18,6 @@ class RunSummary:
         seconds_per_step: mean over its steps, measurements apart.
         mean_angle: of all layers' updates to the backprop gradient, degrees; None if not measured.
         steps: done.
-
     """
 
     label: str

@@ -95,7 +95,6 @@ class AttachedAttention(AttachedModule):
 
         Raises:
             RuntimeError: one is of another shape than attention takes.
-
         """
         whole = ((length, keys), (batch * self.num_heads, length, keys))
         for name, given, taken in (
@@ -140,7 +139,6 @@ def canonical(
 
     Raises:
         RuntimeError: ``is_causal``, a hint of what ``mask`` is, without it.
-
     """
     padding = F._canonical_mask(
         padding, "key_padding_mask", F._none_or_dtype(mask), "attn_mask", dtype

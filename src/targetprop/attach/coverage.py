@@ -69,7 +69,6 @@ def report(problems: Sequence[str], strict: bool) -> None:
 
     Raises:
         NotCovered: there is something, and ``strict``.
-
     """
     if not problems:
         return

@@ -43,7 +43,6 @@ def difference(x: Tensor, activation: Activation, nudge: float) -> Tensor:
 
     Raises:
         RuntimeError: within ``torch.func.vmap``, which hides B.
-
     """
     levels = () if torch.compiler.is_compiling() else get_interpreter_stack() or ()
     if any(level.key() == TransformType.Vmap for level in levels):

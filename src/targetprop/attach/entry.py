@@ -82,7 +82,6 @@ def attach(
         >>> optimizer.step()
         >>> max(feedback.mismatch().values()) < 0.01
         True
-
     """
     refuse_odd(model, seed, {"only": only, "skip": skip})
     chosen = rule_of(rule)
@@ -132,7 +131,6 @@ def refuse_odd(model: Any, seed: Any, patterns: dict[str, Any]) -> None:
     Raises:
         TypeError: the model is no module, or the seed no integer.
         ValueError: a pattern is no regular expression.
-
     """
     if not isinstance(model, nn.Module):
         shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
@@ -165,7 +163,6 @@ def adopted(
     Raises:
         ValueError: it was attached by another rule, only a part of it was, or settings are
             ``given`` that are settled.
-
     """
     if given:
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
@@ -207,7 +204,6 @@ def solver_of(solver: Any, rule: Rule) -> Any:
 
     Raises:
         ValueError: one that cannot teach attached maps, or a rule that learns nothing.
-
     """
     own = rule.solver()
     if solver is None:

@@ -149,7 +149,6 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, omega: Tensor, *
         omega: ω, like θ.
         geometry: as in ``torch.convolution``: stride, padding, dilation, transposed, output
             padding, groups.
-
     """
     return run(_Convolution, *autocast(x, weight, bias), omega, *geometry)
 
@@ -283,6 +282,5 @@ def direct(y: Tensor, x: Tensor, omega: Tensor, module: nn.Module, name: str) ->
         omega: ω, (numbers of an error, numbers of an input), of a position or of a sample.
         module: the attached module, whose link holds the error.
         name: of ω in it.
-
     """
     return run(_Direct, y, x, omega, module, name)

@@ -38,7 +38,6 @@ def plant(
         strict: refuse what is not covered.
         adopting: the model was attached before, so that ω are there.
         seed: of the draws.
-
     """
     reads, shapes, last = set(), {}, None
     if (adopting or is_paired(model)) and link.rule.own_feedback:
@@ -68,7 +67,6 @@ def grow(
         shapes: of each module's inputs and output, by its id, where example inputs showed them.
         last: the last module that they reached.
         adopting: the ω that are there are the rule's already.
-
     """
     shared: dict[tuple, nn.Parameter] = {}
     for site in sites:

@@ -41,7 +41,6 @@ class Feedback:
         >>> opt = feedback.follow(torch.optim.SGD(model.parameters(), 0.1))
         >>> list(feedback.maps), max(feedback.mismatch().values()) < 1e-5
         (['0', '1', '2'], True)
-
     """
 
     def __init__(
@@ -199,7 +198,6 @@ class Feedback:
             ValueError: it trains no parameter of the model, or it is L-BFGS and the solver tracks.
             NotCovered: modules joined the model after ``attach(strict=True)``.
             RuntimeError: the feedback was detached.
-
         """
         inner = tracking.inner(optimizer)
         self._look_after()
@@ -241,7 +239,6 @@ class Feedback:
 
         Raises:
             ValueError: for a rule whose ω are not shaped like θ.
-
         """
         if self.rule.direct:
             raise ValueError("direct feedback alignment's ω have no θ to be compared with.")
@@ -289,7 +286,6 @@ class Feedback:
 
         Raises:
             ValueError: it is of other maps, another rule or another solver.
-
         """
         self.learning.load_state_dict(state, self._learners())
         self._link.loads.load_state_dict(state)

@@ -37,7 +37,6 @@ def take(
 
     Returns:
         their link, the modules by name, and the names of those that the user left out.
-
     """
     before = next(iter(links_of(model)), None)
     if before is not None:
@@ -114,7 +113,6 @@ def refuse_weights(name: str, module: nn.Module) -> None:
 
     Raises:
         ValueError: they have no shape yet, are complex, or have the name of ω.
-
     """
     own = list(module.parameters())
     if any(isinstance(p, UninitializedParameter) for p in own):
@@ -158,7 +156,6 @@ def refuse_idle(
     Raises:
         ValueError: ``skip`` matches no module, there is no activation for ``beta``, or ``gains``
             reaches none of the normalisations that there are.
-
     """
     kinds = {module._feedback_kind for module in taken.values()}
     others = {

@@ -31,7 +31,6 @@ class Layout:
         groups: of a kernel.
         part: the rows (from, to) of θ that are this map, where several share one.
         suffix: the map's name within the module, where it has several.
-
     """
 
     weight: str = "weight"
@@ -91,7 +90,6 @@ class Kind:
         types: the classes whose ``forward`` it knows; subclasses count that inherit it.
         mixin: what such a module becomes.
         layouts: (module, direct) ↦ its maps.
-
     """
 
     name: str

@@ -33,7 +33,6 @@ class Learning:
         memory: per map name, the solver's.
         steps: so far.
         loads: of the model, after which the maps were measured last.
-
     """
 
     def __init__(self, rule: Rule, solver: ProbeSolver, seed: int, tracked: Callable[[Site], bool]):
@@ -224,7 +223,6 @@ class Learning:
 
         Raises:
             ValueError: it is of other maps, another rule or another solver.
-
         """
         own = {"rule": self.rule.name, "solver": type(self.solver).__name__}
         for key, value in own.items():

@@ -33,7 +33,6 @@ class Link:
         handle: the model's ``Feedback``, which so lives as long as the model; copies have none.
         taught: how often the handle learned something, or looked whether it should.
         exacts: how often backpropagation was asked for.
-
     """
 
     rule: Rule
@@ -152,7 +151,6 @@ def refuse_export() -> None:
 
     Raises:
         RuntimeError: ``torch.export``, ``make_fx`` or ``torch.jit`` traces a pass with gradients.
-
     """
     exporting = getattr(torch.compiler, "is_exporting", lambda: False)()
     if exporting or (

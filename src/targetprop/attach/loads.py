@@ -23,7 +23,6 @@ class Loads:
         unsure: weights were loaded, or may have moved, so every map must be measured.
         stale: weights came without their ω, so every map must learn anew.
         asked: a state of the feedback says so, whatever the modules were given.
-
     """
 
     count: int = 0

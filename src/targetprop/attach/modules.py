@@ -99,7 +99,6 @@ def convolved(
         pad: x ↦ x and the symmetric zero padding left to the convolution.
         transposed: whether the convolution is.
         extra: its output padding.
-
     """
     single = input.dim() == len(conv.kernel_size) + 1
     x, padding = pad(input.unsqueeze(0) if single else input)
@@ -149,7 +148,6 @@ def one_input(module: AttachedModule, args: tuple, kwargs: dict[str, Any]) -> Te
 
     Raises:
         TypeError: there is more than one argument, or a name that the class does not know.
-
     """
     if kwargs:
         own = inspect.signature(module._feedback_base.forward)

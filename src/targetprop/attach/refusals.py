@@ -72,7 +72,6 @@ def omega_of(module: Any, name: str) -> Tensor:
 
     Raises:
         RuntimeError: ``module`` was given none.
-
     """
     omega = getattr(module, name, None)
     if omega is None:
@@ -89,7 +88,6 @@ def refuse_reshaped(name: str, theta: Tensor, omega: Tensor) -> None:
 
     Raises:
         RuntimeError: it is; ``name`` says of which module.
-
     """
     if theta.shape != omega.shape:
         raise RuntimeError(
@@ -103,7 +101,6 @@ def refuse_nested(module: Any, *tensors: Tensor) -> None:
 
     Raises:
         TypeError: there is one.
-
     """
     if any(x.is_nested for x in tensors):
         raise TypeError(

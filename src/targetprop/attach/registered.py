@@ -58,7 +58,6 @@ def refuse_other(module: AttachedModule, x: Tensor) -> None:
 
     Raises:
         ValueError: its forward and the function that ``targetprop.register`` was given differ at x.
-
     """
     y = module._feedback_base.forward(module, x)
     if (

@@ -38,7 +38,6 @@ class Reminder:
 
     Attributes:
         watching: those that are told of every optimizer's steps.
-
     """
 
     watching: tuple[weakref.ref[Reminder], ...] = ()

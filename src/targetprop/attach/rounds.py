@@ -15,7 +15,6 @@ class Rounds:
     Attributes:
         steps: one for each optimizer.
         count: of rounds so far.
-
     """
 
     def __init__(self):

@@ -30,7 +30,6 @@ class Site:
         name: the module's name in the model, and the map's where a module has several.
         module: the module.
         layout: where θ and ω lie in it.
-
     """
 
     name: str

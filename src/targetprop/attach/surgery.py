@@ -43,7 +43,6 @@ class Late:
 
         Raises:
             RuntimeError: the model is a copy whose ω nobody draws.
-
         """
         if self.link.handle is None:
             raise RuntimeError(
@@ -122,7 +121,6 @@ def tell_newcomers(known: Known, link: Link, gains: bool, strict: bool) -> None:
 
     Raises:
         NotCovered: some did, and ``strict``.
-
     """
     found = []
     for name, module in known.model.named_modules():

@@ -35,7 +35,6 @@ def inner(optimizer: Any) -> Optimizer:
 
     Raises:
         TypeError: there is none.
-
     """
     found = optimizer
     while isinstance(getattr(found, "optimizer", None), Optimizer):
@@ -90,7 +89,6 @@ def admit(
 
     Raises:
         ValueError: it would move ω twice, or trains nothing of ``own``.
-
     """
     if pairs and isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
@@ -135,7 +133,6 @@ def with_gradients(act: Callable[[], None], args: Any, kwargs: Any) -> Any:
 
     Returns:
         what the hook of a step returns: None, or the arguments to use instead.
-
     """
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:

@@ -67,7 +67,6 @@ class Tag(NamedTuple):
         grad: a gradient goes through it.
         form: of what moves and still has names: ``"kernel"``, a weight that a signal modulates, or
             ``"scaled"``, a signal times a weight of its own shape, a product once it is summed.
-
     """
 
     names: tuple[str, ...] = ()
@@ -81,7 +80,6 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         found: per parameter name, the operator that multiplied by it, and where.
-
     """
 
     supports_higher_order_operators = True

@@ -39,7 +39,6 @@ def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
 
     Raises:
         ConfigError: a word that is not an option, or an option without a value.
-
     """
     pairs, rest = [], list(words)
     while rest:
@@ -68,7 +67,6 @@ def no_more(words: Sequence[str], command: str) -> None:
 
     Raises:
         ConfigError: there are some.
-
     """
     if words:
         raise ConfigError(f"unexpected '{words[0]}'; see targetprop {command} --help.")
@@ -79,7 +77,6 @@ def writable(name: str) -> Path:
 
     Raises:
         ConfigError: it cannot be made.
-
     """
     folder = place(name)
     try:
@@ -96,7 +93,6 @@ def run_config(folder: Path, settings: Sequence[tuple[str, Any]] = ()) -> Config
 
     Raises:
         ConfigError: the folder holds no run.
-
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -166,7 +162,6 @@ def ranks_of(args: argparse.Namespace) -> Iterator[Ranks]:
 
     Raises:
         Stopped: the work was done by new processes.
-
     """
     layout = launch.Layout(
         args.devices, args.nodes, args.layer_ranks, args.rendezvous, args.timeout
@@ -251,7 +246,6 @@ def follow(
 
     Returns:
         what ``result.json`` holds, and the folder.
-
     """
     label = session.config.algorithm.name
     with loggers.logging(logger, session, warn) as also, bar_of(label) as tell:

@@ -50,7 +50,6 @@ def refuse(path: Path, force: bool) -> None:
 
     Raises:
         ConfigError: a folder, in no folder, or there already and not ``force``.
-
     """
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder; give a file's name.")

@@ -20,7 +20,6 @@ class Patient:
 
     Attributes:
         failed: why something could not be written though it has a reader: a full disk, say.
-
     """
 
     def __init__(self, stream: Any):

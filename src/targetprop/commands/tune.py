@@ -51,7 +51,6 @@ def optional() -> tuple[Any, Any]:
 
     Raises:
         ConfigError: it is not installed.
-
     """
     try:
         from targetprop.experiments import tune, tune_report

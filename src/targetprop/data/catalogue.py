@@ -29,7 +29,6 @@ class Dataset:
         std: likewise.
         names: of the classes, where folders name them.
         skipped: how many files were passed over, by kind.
-
     """
 
     name: str
@@ -89,7 +88,6 @@ def locate(name: str, folder: Path | None = None) -> tuple[list[Path], tuple[Fil
 
     Raises:
         DataError: no complete layout lies there; the sentence gives the command that fetches it.
-
     """
     about = source(name)
     folder = default_folder() if folder is None else folder.expanduser()
@@ -120,7 +118,6 @@ def verify(path: Path, file: File) -> None:
 
     Raises:
         DataError: they differ.
-
     """
     if file.digest is None:
         return
@@ -153,7 +150,6 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
     Example:
         >>> tp.data.load("digits").in_shape
         (1, 8, 8)
-
     """
     about = source(name)
     folder = None if folder is None else Path(folder).expanduser()

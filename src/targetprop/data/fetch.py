@@ -20,7 +20,6 @@ def fetch(name: str, folder: Path | None = None, progress: Any = False) -> list[
 
     Raises:
         DataError: it cannot be fetched, the download failed or is altered; nothing is left behind.
-
     """
     import pooch
 

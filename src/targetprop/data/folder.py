@@ -45,7 +45,6 @@ def read_folder(
     Raises:
         DataError: no classes, a class without images, an image that cannot be read, unequal
             sizes, or a class that is not in ``names``.
-
     """
     with reading(root):
         entries = sorted(root.iterdir()) if root.is_dir() else []

@@ -69,7 +69,6 @@ def read_idx(path: Path) -> np.ndarray:
 
     Raises:
         DataError: wrong magic number, or more or fewer bytes than the sizes say.
-
     """
     with reading(path), open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
@@ -103,7 +102,6 @@ def read_idx_pair(images: Path, labels: Path, classes: int) -> Images:
 
     Raises:
         DataError: either file is damaged, their lengths differ, or a label is out of range.
-
     """
     x, y = read_idx(images), read_idx(labels)
     if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
@@ -132,7 +130,6 @@ def read_cifar(content: bytes, path: Path, classes: int, label_bytes: int = 1) -
 
     Raises:
         DataError: not a whole number of records, or a label out of range.
-
     """
     record = label_bytes + 3072
     if len(content) == 0 or len(content) % record:

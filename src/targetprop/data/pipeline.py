@@ -23,7 +23,6 @@ def split(data: Images, fraction: float, seed: int = 42) -> tuple[Images, Images
 
     Raises:
         ValueError: ``fraction`` is outside [0, 1).
-
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"validation fraction {fraction} is outside [0, 1).")
@@ -51,7 +50,6 @@ def flip_and_crop(
         padding: the largest shift, in pixels.
         part: which images of a batch these are; they are treated as if the whole batch were there.
         whole: size of that batch; default that of ``images``.
-
     """
     batch, _, height, width = images.shape
     whole = batch if whole is None else whole
@@ -86,7 +84,6 @@ class Batches:
         seed: of order and augmentation.
         memory_format: of the batches.
         peers: the processes among which every batch is shared out.
-
     """
 
     data: Images

@@ -201,7 +201,6 @@ def source(name: str) -> Source:
 
     Raises:
         DataError: unknown name; the sentence gives the nearest one.
-
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)

@@ -121,7 +121,6 @@ def bench(
 
     Raises:
         ConfigError: an unknown contender or setting, before any work starts.
-
     """
     device = pick_device(setting.device)
     if setting.threads:
@@ -143,7 +142,6 @@ def check(names: Sequence[str], setting: Setting, dataset: Dataset) -> None:
 
     Raises:
         ConfigError: one sentence.
-
     """
     device = pick_device(setting.device)
     if len(set(names)) < len(names):

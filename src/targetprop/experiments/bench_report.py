@@ -35,7 +35,6 @@ class Row:
         angle_mean: likewise the mean.
         iterations: of the feedback solver per step, all layers together.
         steps: timed.
-
     """
 
     contender: str

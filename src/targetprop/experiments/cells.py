@@ -48,7 +48,6 @@ class Place:
         deadline: time.monotonic() after which no cell is begun, and a run is saved, to go on when
             the command is repeated.
         only: the parts of ``evidence`` to make; empty for all.
-
     """
 
     folder: Path
@@ -86,7 +85,6 @@ def cell(
     Raises:
         ConfigError: the folder holds a result of other settings.
         Interrupted: the deadline passed; what was computed is kept.
-
     """
     folder = place.folder / "cells" / name
     path, settings = folder / "cell.json", json.loads(json.dumps(settings))
@@ -135,7 +133,6 @@ def seed_by_seed(
         settings: what all results depend on, beside label and seed.
         labels: of the cells.
         compute: (label, seed, folder) ↦ result.
-
     """
     results: dict[str, list[Result]] = {label: [] for label in labels}
     for done, seed in enumerate(seeds, 1):

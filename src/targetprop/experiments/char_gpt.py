@@ -43,7 +43,6 @@ class Plan:
         batch: windows of a step.
         context: characters of a window.
         every: steps between validations, measurements and checkpoints.
-
     """
 
     rule: str
@@ -100,7 +99,6 @@ def text_of(place: Place) -> str:
 
     Raises:
         DataError: it is not there.
-
     """
     if place.scale == "smoke":
         return inspect.getsource(inspect)[:20_000]
@@ -159,7 +157,6 @@ def train(place: Place, where: str, plan: Plan) -> Result:
         DataError: the text is missing.
         Diverged: loss or weights are not finite.
         Interrupted: the deadline passed, or a signal asked to stop.
-
     """
 
     def compute(folder: Path) -> Result:

@@ -65,7 +65,6 @@ class Setting:
         memory_format: likewise.
         lr: learning rate of SGD with momentum 0.9 and weight decay 1e-4.
         threads: CPU threads; default torch's.
-
     """
 
     network: str = "simple_vgg"
@@ -95,7 +94,6 @@ class Contender:
         angles: per measurement, degrees per layer.
         iterations: of the solver, summed over layers and timed steps.
         steps: timed.
-
     """
 
     name: str
@@ -115,7 +113,6 @@ def solver_settings(text: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: an unknown setting, or a value that is no number.
-
     """
     usual = dataclasses.asdict(PredictiveSolver()) | {"tolerance": PredictiveSolver().limit}
     known = {name: type(value) for name, value in usual.items() if name != "tracking"}
@@ -138,7 +135,6 @@ def attach_settings(text: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: there is none of that name.
-
     """
     solvers = [name for name, kind in SOLVERS.items() if issubclass(kind, ProbeSolver)]
     if text in RULES:
@@ -156,7 +152,6 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
 
     Raises:
         ConfigError: no such contender, or settings for one that has none.
-
     """
     kind, _, text = name.partition(":")
     if kind not in CONTENDERS:
@@ -177,7 +172,6 @@ def contender(
 
     Raises:
         ConfigError: as ``split_name``, or the paper gives no settings for the network.
-
     """
     kind, settings = split_name(name)
     if kind == "paper" and setting.network not in PAPER_PRESETS:
@@ -238,7 +232,6 @@ def plain_network(setting: Setting, in_shape: Sequence[int], classes: int) -> nn
 
     Raises:
         ConfigError: there is none of that name, or it takes no such settings.
-
     """
     name = setting.network
     if name in NETWORKS and name not in MODELS:

@@ -28,7 +28,6 @@ class Entry:
         runs: label ↦ preset, or the rule of a character GPT.
         settings: over every preset.
         published: label ↦ what a paper gives, as text.
-
     """
 
     name: str
@@ -122,7 +121,6 @@ def reproduce(place: Place) -> None:
 
     Raises:
         Interrupted: the deadline passed, or a signal asked to stop; the run is saved.
-
     """
     seeds = place.choose([0, 1, 2] if place.scale == "paper" else [0])
     found: dict[tuple[str, str, int], Result] = {}

@@ -67,7 +67,6 @@ class Way:
     Attributes:
         begin: (network, its leaf traces, seed) ↦ (one update, the weight it moves, laid out as θ).
         passes: of an iteration, in products of the layer with the batch.
-
     """
 
     begin: Callable[[Network, Leaves, int], tuple[Callable[[], Any], Tensor]]

@@ -78,7 +78,6 @@ class Condition:
         iterations: calls per layer; None for those of the scale.
         beta: β.
         dtype: of everything.
-
     """
 
     kind: str
@@ -169,7 +168,6 @@ def aligned_as_published(
         gradients: g, of backprop.
         units: m per layer: a convolution's outputs, the published loss being their mean; else 1.
         batch: B.
-
     """
     found: Result = {"angle": [], "distance": []}
     for update, g, m in zip(updates, gradients, units, strict=True):

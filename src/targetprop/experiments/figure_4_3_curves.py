@@ -46,7 +46,6 @@ class Way:
         passes: of an iteration, in products of a layer with the samples it takes.
         samples: (d, samples of the batch times positions) ↦ patches or positions of an iteration.
         most: iterations after which nothing is left to see.
-
     """
 
     solver: Solver

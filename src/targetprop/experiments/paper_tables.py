@@ -38,7 +38,6 @@ class Scale:
         reduced: what differs from the paper, in words.
         grid: learning rates to choose from, by the first seed's validation; empty for the presets'.
         trial: settings over ``settings`` of the runs that choose.
-
     """
 
     sets: Sequence[str]
@@ -60,7 +59,6 @@ class Contents:
         scales: by name.
         published: (set, column) ↦ what papers give, as text.
         untuned: columns that keep their preset's learning rate.
-
     """
 
     title: str

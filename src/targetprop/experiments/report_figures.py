@@ -30,7 +30,6 @@ class Curve:
         mean: over the seeds that have the row.
         std: sample standard deviation over them; None for a single one.
         seeds: how many there are.
-
     """
 
     steps: list[int]

@@ -38,7 +38,6 @@ def needed() -> tuple[Any, str]:
 
     Raises:
         ConfigError: one of them is not installed.
-
     """
     try:
         import jinja2
@@ -149,7 +148,6 @@ def page(groups: Sequence[Group], title: str, words: Sequence[str]) -> str:
 
     Raises:
         ConfigError: jinja2 or plotly is not installed.
-
     """
     jinja2, plotly = needed()
     from markupsafe import Markup
@@ -197,7 +195,6 @@ def write(names: Sequence[str], out: Path, title: str, words: Sequence[str]) -> 
     Raises:
         ConfigError: a folder holds no run, or something is not installed.
         FileError: a file of a run cannot be read at all.
-
     """
     needed()  # before anything is read
     groups = group(gather(names))

@@ -40,7 +40,6 @@ class Run:
         result: what it wrote at its end; None while it is unfinished.
         environment: versions, commit, device, command.
         notes: what was passed over, in sentences.
-
     """
 
     folder: Path
@@ -87,7 +86,6 @@ def gather(names: Sequence[str]) -> list[Run]:
     Raises:
         ConfigError: a folder holds no run, or a configuration that is none.
         FileError: a file of a run cannot be read at all.
-
     """
     found: dict[Path, Run] = {}
     for name in names:
@@ -129,7 +127,6 @@ def read(folder: Path) -> Run:
     Raises:
         ConfigError: its configuration is none.
         FileError: its metrics are no regular file.
-
     """
     try:
         values = files.read_yaml(folder / "config.yaml")

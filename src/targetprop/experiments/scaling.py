@@ -64,7 +64,6 @@ def scaling(
 
     Raises:
         ConfigError: an unknown axis.
-
     """
     for axis in axes:
         if axis not in AXES:

@@ -40,7 +40,6 @@ class Range:
         step: from one to the next; None for all.
         points: of a grid, equally far apart (in logarithms if ``log``).
         whole: integers only.
-
     """
 
     low: float
@@ -107,7 +106,6 @@ def read(path: Path) -> Space:
     Raises:
         ConfigError: there is none, or ``parse`` refuses.
         FileError: it is no YAML.
-
     """
     try:
         values = files.read_yaml(path)
@@ -122,7 +120,6 @@ def parse(values: Any, name: str) -> Space:
     Raises:
         ConfigError: an unknown key (with the nearest), a key that may not be tuned, or a range
             that is none.
-
     """
     if not isinstance(values, dict) or not values:
         what = "nothing" if not values else type(values).__name__
@@ -144,7 +141,6 @@ def entry(key: str, value: Any, name: str) -> Range | Choices:
 
     Raises:
         ConfigError: it is neither.
-
     """
     if not isinstance(value, dict) or ("choices" in value) == ("low" in value or "high" in value):
         raise ConfigError(
@@ -171,7 +167,6 @@ def ranged(key: str, value: Mapping[str, Any], name: str) -> Range:
 
     Raises:
         ConfigError: an end is no number or missing, or they do not fit each other or the key.
-
     """
 
     def demand(fine: bool, word: str, expected: str) -> None:
@@ -231,7 +226,6 @@ def settled(base: Config, point: Mapping[str, Any]) -> Config:
 
     Raises:
         ConfigError: as a whole it cannot be run.
-
     """
     return config.build(config.layered(config.flat(base.to_dict()), point.items()))
 
@@ -241,7 +235,6 @@ def check(space: Space, base: Config, name: str) -> None:
 
     Raises:
         ConfigError: an end or a choice is refused, or ends that meet.
-
     """
     corners = [{key: end} for key, one in space.items() for end in one.ends]
     if math.prod(len(one.ends) for one in space.values()) <= CORNERS:
@@ -263,7 +256,6 @@ def grid(space: Space, name: str) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: a range does not say how many, or there are too many.
-
     """
     values: dict[str, list[Any]] = {}
     for key, one in space.items():

@@ -24,7 +24,6 @@ def database(url: str) -> Path:
     Raises:
         ConfigError: the storage is none of SQLite.
         FileError: the file is something else.
-
     """
     if not url.startswith(PREFIX) or not url.removeprefix(PREFIX):
         raise ConfigError(f"--storage {url} is no SQLite file; write sqlite:///study.db.")

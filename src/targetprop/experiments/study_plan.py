@@ -25,7 +25,6 @@ class Plan:
         sampler: "tpe", "random" or "grid".
         prune: stop trials that are worse than the median of others at their epoch.
         folder: of the trials and the results.
-
     """
 
     preset: str

@@ -42,7 +42,6 @@ def cells(
 
     Raises:
         ConfigError: an unknown preset or setting, no seed, or a folder of another configuration.
-
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds} is out of range; expected at least 1.")
@@ -68,7 +67,6 @@ def distinct(names: Sequence[str]) -> dict[str, str]:
 
     Raises:
         ConfigError: one is named twice.
-
     """
     twice = [name for name in names if list(names).count(name) > 1]
     if twice:
@@ -92,7 +90,6 @@ def run_cell(cell: Cell, follow: Callable[[session.Session], object]) -> str | N
 
     Returns:
         why it ended without a result, if it diverged: the sweep goes on.
-
     """
     if cell.result is None:
         with locked(cell.folder):
@@ -115,7 +112,6 @@ class Summary:
         ms: mean milliseconds per step, measurements and evaluation apart.
         ratio: of ms, to the first preset's.
         minutes: mean time in steps of a run.
-
     """
 
     name: str

@@ -21,7 +21,6 @@ def train(place: Place, where: str, run: Config) -> Result:
 
     Raises:
         Interrupted: the deadline passed, or a signal asked to stop.
-
     """
 
     def compute(folder: Path) -> Result:

@@ -27,7 +27,6 @@ def demand_validation(run: Config) -> None:
 
     Raises:
         ConfigError: it does not.
-
     """
     if not run.data.validation:
         raise ConfigError(
@@ -59,7 +58,6 @@ def trial(
         ConfigError: nothing is held out, or the folder holds a run with other settings.
         Diverged: loss or weights are not finite.
         Interrupted: SIGINT or SIGTERM came, or the deadline passed; the state is saved.
-
     """
     demand_validation(run)
     path = folder / "config.yaml"
@@ -107,7 +105,6 @@ def best_rate(place: Place, where: str, plan: Config, grid: Sequence[float]) -> 
         where: the folder of the cells there.
         plan: the configuration.
         grid: the rates.
-
     """
     space = parse({RATE: {"choices": list(grid)}}, "the grid")
 

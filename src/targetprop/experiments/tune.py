@@ -56,7 +56,6 @@ class Study:
         Raises:
             ConfigError: it is one of other settings.
             FileError: the file is no study.
-
         """
         trials.demand_validation(plan.base)
         self.plan, self.path = plan, database(url)
@@ -198,7 +197,6 @@ class Study:
         Raises:
             Interrupted: asked to stop; the trial is queued again.
             ConfigError: it cannot be run here; likewise.
-
         """
         number, point = trial.user_attrs["trial"], self.point(trial)
         folder, shown = self.folder(number), written(point)

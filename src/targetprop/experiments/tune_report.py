@@ -78,7 +78,6 @@ def write(study: Study) -> tuple[FrozenTrial | None, dict[str, Any]]:
 
     Returns:
         the best trial, without which there is no ``best.yaml``, and what ``trials.json`` holds.
-
     """
     plan, folder = study.plan, study.plan.folder
     record = environment(pick_device(plan.base.device), plan.base.seed)

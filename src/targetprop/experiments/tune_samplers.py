@@ -24,7 +24,6 @@ class InTurn(BaseSampler):
 
     Attributes:
         number: of the next trial, however often it is tried.
-
     """
 
     def __init__(self, kind: str, seed: int, points: Sequence[dict[str, Any]] = ()):

@@ -48,7 +48,6 @@ class AdamSolver(Solver):
         >>> algo = tp.algorithms.LDRL(net, solver=tp.feedback.AdamSolver(samples=3))
         >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
         1
-
     """
 
     noise: PerLayer = 0.1

@@ -36,7 +36,6 @@ class CorrelationSolver(IteratedSolver):
         >>> feedback = tp.attach(model, solver=tp.feedback.CorrelationSolver(first_iterations=500))
         >>> feedback.mismatch()[""] < 0.3
         True
-
     """
 
     rows = (

@@ -36,7 +36,6 @@ class CoupledSolver(IteratedSolver):
         >>> feedback = tp.attach(model, solver=tp.feedback.CoupledSolver(decay=0.05))
         >>> feedback.mismatch()[""] < 0.01
         True
-
     """
 
     rows = (

@@ -18,7 +18,6 @@ class Fixed(ProbeSolver):
         >>> feedback = tp.attach(model, solver=tp.feedback.Fixed())
         >>> feedback.mismatch()[""] > 0.5
         True
-
     """
 
     learns = False

@@ -36,7 +36,6 @@ class JacobianMatching(Solver):
         >>> algo = tp.algorithms.LDRL(net, solver=tp.feedback.JacobianMatching())
         >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
         1
-
     """
 
     draws: int = 4

@@ -40,7 +40,6 @@ def ldrl(layer: Layer, trace: Trace, e: Tensor, h: Tensor) -> tuple[Tensor, Tens
         trace: its clean pass.
         e: ε, input noise shaped like x.
         h: η, output noise shaped like s.
-
     """
     batch, shape = len(e), layer.omega.shape
     gradient = layer.map.correlate(to_input_noise(layer, trace, e), e, shape)

@@ -24,7 +24,6 @@ class Memory:
         interval: steps between the last probe and that one.
         mismatch: as last measured; infinite before.
         tensors: the solver's own, by name: a running correlation, a momentum, auxiliary weights.
-
     """
 
     probes: int = 0
@@ -68,7 +67,6 @@ class Memory:
 
         Raises:
             ValueError: it cannot have been that.
-
         """
         counts = [state[name] for name in ("probes", "wait", "interval")]
         tensors = list(state["tensors"].values())

@@ -119,7 +119,6 @@ class Patch:
     Attributes:
         theta: (groups, outputs, d): the layer, which this class asks for responses only.
         omega: ω, laid out alike.
-
     """
 
     theta: Tensor
@@ -186,7 +185,6 @@ class Field:
         shape: of one sample of x.
         theta: the layer's weight, which this class asks for responses only.
         omega: ω, alike.
-
     """
 
     function: Callable[[Tensor, Tensor], Tensor]

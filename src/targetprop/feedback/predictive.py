@@ -46,7 +46,6 @@ class PredictiveSolver(ProbeSolver):
         >>> feedback = tp.attach(model, solver=tp.feedback.PredictiveSolver(tolerance=0.001))
         >>> feedback.mismatch()[""] < 0.001
         True
-
     """
 
     rows = (

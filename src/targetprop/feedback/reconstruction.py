@@ -33,7 +33,6 @@ class ReconstructionSolver(Solver):
         >>> algo = tp.algorithms.DTP(net, solver=tp.feedback.ReconstructionSolver(iterations=2))
         >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
         2
-
     """
 
     noise: PerLayer = 0.1

@@ -47,7 +47,6 @@ class SGDSolver(Solver):
         >>> algo = tp.algorithms.LDRL(net, solver=tp.feedback.SGDSolver(iterations=5))
         >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
         5
-
     """
 
     rows = (

@@ -31,7 +31,6 @@ def check_range(owner: str, name: str, value: Any) -> None:
 
     Raises:
         ValueError: it is out of range; the sentence names it and what is expected.
-
     """
     for number in value if isinstance(value, (list, tuple)) else (value,):
         if isinstance(number, (bool, str)) or number is None:
@@ -59,7 +58,6 @@ class FeedbackReport:
         iterations: how many probes, each an update of ω or a measurement that it needs none.
         loss: the feedback loss before the last update, where the solver has one.
         mismatch: ‖A_ω − A_θ‖_F/‖A_θ‖_F as last measured, where the solver measures it.
-
     """
 
     iterations: int
@@ -72,7 +70,6 @@ class Solver(ABC):
 
     Attributes:
         tracking: whether ω receives the increments of θ as well.
-
     """
 
     tracking: bool
@@ -107,7 +104,6 @@ class Solver(ABC):
             memory: this layer's, between calls.
             generator: source of the noise, on the layer's device; in the same state on all peers.
             peers: the processes with the other parts of the batch; ω learns from all parts.
-
         """
 
 
@@ -122,7 +118,6 @@ class ProbeSolver(Solver):
         limit: the mismatch that it keeps; infinite where it knows of none.
         probe_every: steps between a map's first probes.
         probe_every_at_most: up to which that interval grows.
-
     """
 
     learns = True
@@ -139,7 +134,6 @@ class ProbeSolver(Solver):
             memory: this map's.
             seed: of the noise.
             tracked: whether ω has had the increments of θ since the last probe.
-
         """
 
     def calibrate(self, probe: Probe, memory: Memory, seed: int, tracked: bool) -> Tensor | None:
@@ -177,7 +171,6 @@ class IteratedSolver(ProbeSolver):
     Attributes:
         iterations: per batch.
         first_iterations: on the first.
-
     """
 
     iterations: int

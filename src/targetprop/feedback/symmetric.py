@@ -23,7 +23,6 @@ class Symmetric(Solver):
         >>> algo = tp.algorithms.LDRL(net, solver=tp.feedback.Symmetric())
         >>> algo.backward(torch.randn(8, 4), torch.randint(3, (8,))).feedback["fc_1"].iterations
         1
-
     """
 
     rows = (

@@ -40,7 +40,6 @@ class Activation:
         off_zero: ρ(0) is not 0.
         keeps_output: torch's own ρ keeps y for its backward, not c: what an ``nn.Module`` lets its
             user change in place afterwards.
-
     """
 
     name: str

@@ -34,7 +34,6 @@ class Trace:
         input: x = sⁿ⁻¹.
         kept: s = sⁿ; None for a term of a sum, which no pass down reads.
         saved: what the stage saved of this pass.
-
     """
 
     layer: Layer
@@ -75,7 +74,6 @@ class Layer(nn.Module):
         map: the products with A_w.
         stage: what follows the map.
         norms: the batch normalisations among its steps.
-
     """
 
     def __init__(
@@ -112,7 +110,6 @@ class Layer(nn.Module):
 
         Raises:
             ValueError: for a layer that reads the network's input.
-
         """
         if not self.has_feedback:
             raise ValueError("a layer that reads the network's input has no feedback weight.")

@@ -26,7 +26,6 @@ class Network(nn.Module):
         entry: steps before the first linear map, such as flattening: the input has no target.
         layers: every linear map's :class:`Layer` from input to output, branches before shortcuts.
         names: a name per layer, such as ``conv_0`` or ``fc_3``.
-
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class Network(nn.Module):
 
         Raises:
             PairingError: a module has a hook, or a weight that something computes.
-
         """
         self.refuse_hooked_norms()
         for name, layer in zip(self.names, self.layers, strict=True):
@@ -140,7 +138,6 @@ class Network(nn.Module):
         Returns:
             what ``learn`` made of (layer, trace, tⁿ − sⁿ), in the order of ``layers``. Each layer
             learns before the next difference is computed, so that one at a time is held.
-
         """
         return descend(list(self.blocks), traces, d, d, carry, learn)[0]
 
@@ -167,7 +164,6 @@ def pair(module: nn.Module, feedback: Feedback = "matched") -> Network:
         >>> net = pair(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ELU(), nn.Linear(32, 10)))
         >>> net.names
         ('fc_0', 'fc_1')
-
     """
     refuse_reused(module)
     entry, blocks = chain(unroll(module, ""), feedback, reads_input=True)

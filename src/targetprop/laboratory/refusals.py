@@ -19,7 +19,6 @@ def refuse_reused(module: nn.Module) -> None:
 
     Raises:
         PairingError: one stands there twice.
-
     """
     seen: dict[int, str] = {}
     for name, part in module.named_modules(remove_duplicate=False):
@@ -62,7 +61,6 @@ def refuse_norm(steps: Sequence[Step], where: str) -> None:
 
     Raises:
         PairingError: it stands among ``steps``.
-
     """
     if any(isinstance(step, BatchNorm) for step in steps):
         raise PairingError(

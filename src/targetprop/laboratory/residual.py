@@ -121,7 +121,6 @@ def descend(
 
     Returns:
         what every layer learned, in order; the difference at the input, None if not needed.
-
     """
     learned: list[Any] = []
     for block in reversed(blocks):

@@ -18,7 +18,6 @@ class Beside:
         ...     with beside.piece():
         ...         found.append(weight.sum())
         >>> beside.join()  # what is queued from here on waits for all pieces
-
     """
 
     def __init__(self, device: torch.device):

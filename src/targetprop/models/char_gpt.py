@@ -34,7 +34,6 @@ class CharGPT(nn.Module):
     Example:
         >>> tp.models.CharGPT(65)(torch.zeros(2, 128, dtype=torch.long)).shape
         torch.Size([2, 128, 65])
-
     """
 
     def __init__(

@@ -48,7 +48,6 @@ def activation_module(name: str) -> nn.Module:
 
     Raises:
         ValueError: for an unknown name; the sentence gives the nearest one.
-
     """
     if name not in _MODULES:
         near = difflib.get_close_matches(name, _MODULES, n=1)

@@ -64,6 +64,5 @@ def resnet20(
     Example:
         >>> tp.models.resnet20((3, 32, 32), 10)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
-
     """
     return ResNet(in_shape[0], classes, widths, blocks)

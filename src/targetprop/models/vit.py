@@ -66,7 +66,6 @@ def vit(
     Example:
         >>> vit((3, 32, 32), 10)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
-
     """
     if in_shape[1] % patch or in_shape[2] % patch:
         raise ValueError(

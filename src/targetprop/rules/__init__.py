@@ -28,7 +28,6 @@ def rule_of(rule: str | Rule) -> Rule:
     Example:
         >>> rule_of("sign_symmetry")
         SignSymmetry(variant='uSF')
-
     """
     if isinstance(rule, Rule):
         return rule

@@ -24,7 +24,6 @@ class Rule:
         own_feedback: ω exist; else the rule uses θ itself.
         tracks: ω gets the gradient of θ through the user's optimizer, whatever the solver.
         direct: the signal comes straight from the output.
-
     """
 
     name: ClassVar[str]

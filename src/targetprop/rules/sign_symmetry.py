@@ -22,7 +22,6 @@ class SignSymmetry(Rule):
             random sizes, fixed; ``"brSF"``, random sizes, drawn anew for every batch (by
             ``Feedback.step``, which ``Feedback.follow`` calls). Bartunov et al. (2018) compare it
             on larger images.
-
     """
 
     rows = (

@@ -41,7 +41,6 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
 
     Raises:
         ConfigError: they do not.
-
     """
     if config.network.name not in networks.NETWORKS:
         return build_model(config, dataset.in_shape, dataset.classes)
@@ -79,7 +78,6 @@ def maker(name: str) -> Callable[..., Any]:
 
     Raises:
         ConfigError: there is none.
-
     """
     if name in MODELS:
         return MODELS[name]
@@ -107,7 +105,6 @@ def build_model(config: Config, in_shape: Sequence[int], classes: int) -> nn.Mod
 
     Raises:
         ConfigError: it cannot be made, or gives something else.
-
     """
     name, options = config.network.name, config.network.options
     make = maker(name)
@@ -210,7 +207,6 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
 
     Raises:
         ConfigError: the configuration cannot be run here.
-
     """
     device, dtype = pick_device(config.device), weight_dtype(config.dtype)
     dataset = load_data(config)

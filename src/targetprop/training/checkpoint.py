@@ -95,7 +95,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         CheckpointError: missing, damaged, or not one of ours.
-
     """
     try:
         content = files.read_bytes(path, HUGE)
@@ -145,7 +144,6 @@ def newest_valid(folder: Path) -> tuple[Path, list[str]]:
 
     Raises:
         CheckpointError: there is none.
-
     """
     refused: list[str] = []
     best: tuple[int, float, Path] | None = None

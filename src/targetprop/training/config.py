@@ -74,7 +74,6 @@ def place(name: str) -> Path:
 
     Raises:
         ConfigError: of nobody here, or in no encoding that every library writes to.
-
     """
     try:
         name.encode()
@@ -99,7 +98,6 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
 
     Raises:
         ConfigError: an unknown key (with the nearest), a value of the wrong type or out of range.
-
     """
     from jsonargparse import ArgumentParser
 
@@ -188,7 +186,6 @@ def load(name: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
 
     Raises:
         ConfigError: no such preset (the nearest is named) or file, no YAML, or ``build`` refuses.
-
     """
     known = presets()
     if name in known:

@@ -16,7 +16,6 @@ def pick_device(name: str) -> torch.device:
 
     Raises:
         ConfigError: it does not exist here.
-
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +42,6 @@ def layout(net: nn.Module, memory_format: MemoryFormat) -> torch.memory_format:
 
     Raises:
         ConfigError: ``channels_last`` for such a network.
-
     """
     single = any(isinstance(m, nn.Conv2d) and m.in_channels // m.groups == 1 for m in net.modules())
     if memory_format == "channels_last" and single:
@@ -63,7 +61,6 @@ def prepare(
 
     Raises:
         ConfigError: bfloat16 of no :class:`~targetprop.laboratory.pairing.Network`; as ``layout``.
-
     """
     form = layout(net, memory_format)
     net = net.to(device, weight_dtype(precision), memory_format=form)

@@ -55,7 +55,6 @@ class Export:
         images: normalised test images.
         logits: of the run's own network on them.
         record: name, classes, shape of an image and more, as text.
-
     """
 
     make: Callable[[], nn.Module]
@@ -69,7 +68,6 @@ class Export:
 
         Raises:
             ConfigError: the network cannot be written so, or what was read back differs.
-
         """
         name = self.record["network"]
         try:
@@ -98,7 +96,6 @@ def prepared(config: Config, folder: Path, weights: str) -> Export:
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of other data or another network.
         ConfigError: the plain network does not answer as the run's does, or names θ as ω.
-
     """
     dtype = weight_dtype(config.dtype)
     config = dataclasses.replace(
@@ -167,7 +164,6 @@ def plain(
 
     Raises:
         ConfigError: a parameter of the user's own is named as feedback is.
-
     """
     made: Any = build.build_network(config, dataset).to(weight_dtype(config.dtype))
     if isinstance(made, Network):
@@ -196,7 +192,6 @@ def demand_same(found: Tensor, wanted: Tensor, what: str) -> None:
 
     Raises:
         ConfigError: they differ by more than rounding.
-
     """
     fits = found.shape == wanted.shape and found.dtype == wanted.dtype
     off = (found - wanted).abs().max().item() if fits else float("nan")
@@ -281,7 +276,6 @@ class Format:
 
         Raises:
             ConfigError: one is.
-
         """
         for package in self.packages:
             if importlib.util.find_spec(package) is None:

@@ -35,7 +35,6 @@ def read_bytes(path: Path, limit: int = SMALL) -> bytes:
     Raises:
         FileNotFoundError: there is none.
         FileError: it is no regular file, larger than ``limit`` or not readable.
-
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -64,7 +63,6 @@ def read_text(path: Path, limit: int = SMALL) -> str:
 
     Raises:
         FileError: as for bytes, or it is not UTF-8.
-
     """
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
@@ -130,7 +128,6 @@ def parse_yaml(text: str, name: Any) -> Any:
 
     Raises:
         FileError: it is none, or holds more than plain values; ``name`` says where it is from.
-
     """
     if len(text) > SMALL:
         raise FileError(f"{name}: has {len(text)} characters, expected at most {SMALL}.")
@@ -151,7 +148,6 @@ def parse_json(text: str, name: Any) -> dict[str, Any]:
 
     Raises:
         FileError: it is none.
-
     """
     try:
         found = json.loads(
@@ -175,7 +171,6 @@ def rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     Raises:
         FileNotFoundError: there is no such file.
         FileError: it is no regular file.
-
     """
     for line in read_bytes(path, LARGE).split(b"\n"):
         if line:

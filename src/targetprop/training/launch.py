@@ -50,7 +50,6 @@ class Layout:
         layer_ranks: how many of all processes share out the layers; the others share out the batch.
         rendezvous: HOST:PORT of one of several nodes, where they find each other.
         timeout: how long to wait for each other, in seconds.
-
     """
 
     devices: int = 1
@@ -64,7 +63,6 @@ class Layout:
 
         Raises:
             ConfigError: a number out of range, too few GPUs, or several nodes and no place to meet.
-
         """
         for name in ("devices", "nodes", "layer_ranks"):
             if getattr(self, name) < 1:
@@ -108,7 +106,6 @@ def join(layer_ranks: int, timeout: float) -> Ranks:
     Raises:
         ConfigError: ``layer_ranks`` does not divide their number, or not all came within
             ``timeout`` seconds.
-
     """
     if not started():
         return Ranks()
@@ -151,7 +148,6 @@ def launch(words: Sequence[str], layout: Layout) -> tuple[int, str | None]:
 
     Raises:
         ConfigError: the other nodes did not come.
-
     """
     with tempfile.TemporaryDirectory(prefix="targetprop-") as private, signals() as asked:
         common = {
@@ -219,7 +215,6 @@ def watch(
 
     Returns:
         (exit codes by rank, the ranks that did not stop and were killed here).
-
     """
     since, stuck = None, set()
     while any(process.poll() is None for process in ranks.values()):

@@ -22,7 +22,6 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         FileError: another process holds it.
-
     """
     made = not folder.exists()
     path = folder / NAME

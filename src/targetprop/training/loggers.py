@@ -146,7 +146,6 @@ def demand(name: str | None) -> None:
 
     Raises:
         ConfigError: it is.
-
     """
     if name in LOGGERS and importlib.util.find_spec(name) is None:
         raise ConfigError(f"--logger {name} needs its package; pip install 'targetprop[{name}]'.")
@@ -234,7 +233,6 @@ def logging(name: str | None, session: Session, tell: Tell) -> Iterator[Callable
 
     Raises:
         ConfigError: a logger that was asked for by name cannot begin.
-
     """
     log, asked = None, name
     if session.ranks.leader:

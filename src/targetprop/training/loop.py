@@ -62,7 +62,6 @@ def run(
     Raises:
         Diverged: loss or weights are not finite.
         Interrupted: SIGINT or SIGTERM came, or the deadline passed; the step is finished and saved.
-
     """
     folder = session.folder if session.ranks.leader else None
     metrics = Metrics(folder, session.progress.step, also)
@@ -240,7 +239,6 @@ def save(session: Session, best: bool = False) -> None:
 
     Raises:
         Diverged: a weight is not finite; what is on disk stays.
-
     """
     for name, weight in session.net.state_dict().items():
         if not weight.isfinite().all():

@@ -35,7 +35,6 @@ def numbers(environment: Mapping[str, str]) -> tuple[int, int]:
 
     Raises:
         ConfigError: they are none, or a variable that belongs to them is missing.
-
     """
     rank, size = environment["RANK"], environment["WORLD_SIZE"]
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size) < 2**31):
@@ -56,7 +55,6 @@ def meet(rank: int, size: int, seconds: float) -> dist.Store:
 
     Raises:
         ConfigError: they were not within ``seconds``.
-
     """
     path, limit = os.environ.get(FILE), timedelta(seconds=seconds)
     if path:
@@ -83,7 +81,6 @@ def call(store: dist.Store, kind: str, number: int, count: int, seconds: float, 
 
     Raises:
         ConfigError: some did not come within ``seconds``.
-
     """
     store.set(f"{kind}/{number}", "here")
     deadline = time.monotonic() + seconds
@@ -129,7 +126,6 @@ def connect(
 
     Raises:
         ConfigError: nobody answers, or somebody who keeps no store.
-
     """
     deadline = time.monotonic() + seconds
     if listener is None:  # TCPStore would warn at every attempt
@@ -189,7 +185,6 @@ def nodes(
 
     Raises:
         ConfigError: they were not there within ``seconds``, run another command, or are too many.
-
     """
     host, _, port = place.rpartition(":")
     listener = listen(int(port)) if is_here(host) else None

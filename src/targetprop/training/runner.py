@@ -37,7 +37,6 @@ def start(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
 
     Raises:
         ConfigError: the folder holds a run already, or cannot be written.
-
     """
     if ranks.leader:
         refuse_used(folder)
@@ -96,7 +95,6 @@ def resume(
     Raises:
         ConfigError: a setting that cannot change.
         CheckpointError: no such checkpoint, or one that does not belong to this run.
-
     """
     path = folder / name
     if name == "last.pt" and not path.exists() and not (folder / "previous.pt").exists():
@@ -133,7 +131,6 @@ def changes(config: Config, state: dict, path: Path) -> list[str]:
     Raises:
         ConfigError: one that cannot change.
         CheckpointError: the checkpoint holds no configuration.
-
     """
     held = state.get("config")
     if not isinstance(held, dict):

@@ -41,7 +41,6 @@ class NetworkConfig:
         bias: likewise, biases in forward and feedback maps.
         batch_norm: batch normalisation, in paired ResNets.
         feedback: "matched" or "mirror", of paired networks.
-
     """
 
     name: str = "simple_vgg"
@@ -66,7 +65,6 @@ class DataConfig:
         validation: fraction of the training images held out to select weights by; 0 keeps the last.
         limit: train on the first so many images only.
         image_size: size of the images of a folder.
-
     """
 
     name: str = "digits"
@@ -90,7 +88,6 @@ class AlgorithmConfig:
         loss: "cross_entropy" or "mse".
         label_smoothing: of the cross-entropy.
         variant: of sign symmetry.
-
     """
 
     name: str = "ldrl"
@@ -112,7 +109,6 @@ class ReconstructConfig:
         damping: λ, of DRL.
         weight_decay: of the feedback weights.
         schedule: "sequential" or "parallel".
-
     """
 
     noise: float = 0.01
@@ -137,7 +133,6 @@ class OptimizerConfig:
         lr: learning rate.
         momentum: of SGD.
         weight_decay: coupled L2; decoupled with "adamw".
-
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -156,7 +151,6 @@ class ScheduleConfig:
         period: ticks to the cosine's minimum (default the whole run), or between drops.
         minimum: the cosine's final learning rate.
         factor: of each drop.
-
     """
 
     name: Literal["constant", "cosine", "step"] = "cosine"
@@ -181,7 +175,6 @@ class Config:
         log_every: steps between metrics.
         measure_every: steps between angles to the backprop gradient, a backprop step each; 0 never.
         checkpoint_every: steps between checkpoints beside those at each epoch's end; 0 none.
-
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)

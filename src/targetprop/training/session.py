@@ -30,7 +30,6 @@ class Progress:
         seconds: spent in steps (backward and optimizer), without evaluation and measurements, by
             the clock that the loop chooses.
         best: the best validation accuracy so far; -1 before the first.
-
     """
 
     epoch: int = 0
@@ -85,7 +84,6 @@ class Session:
 
         Raises:
             CheckpointError: a part of it does not belong to such a run, or to these data.
-
         """
         demand_same_data(self.data, state, path)
         load_weights(self.net, state, path)
@@ -178,7 +176,6 @@ def demand_same_data(data: dict[str, Any], state: dict[str, Any], path: Path) ->
 
     Raises:
         CheckpointError: they differ in classes, numbers, labels or pixels.
-
     """
     held = state.get("data", data)
     if not isinstance(held, dict):
@@ -197,7 +194,6 @@ def load_weights(net: nn.Module, state: dict[str, Any], path: Path) -> None:
 
     Raises:
         CheckpointError: names or shapes differ.
-
     """
     try:
         own = net.state_dict()
