@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table of algorithms.
+    """One row of the table of algorithms; by default of one that carries errors by ω alone.
 
     Attributes:
         call: how it is made.
-        carries: what the feedback path carries to a layer.
         feedback: what the feedback weights are or how they learn.
+        carries: what the feedback path carries to a layer.
         local: every weight learns from signals at its own layer only.
         transport: reads θ to set or use a feedback weight (weight transport).
         symmetric: uses one feedback weight in both directions, or shares increments of θ with ω.
@@ -25,13 +26,22 @@ class Row:
     """
 
     call: str
-    carries: str
     feedback: str
-    local: str
-    transport: str
-    symmetric: str
-    phases: str
-    passes: str
+    carries: str = "error"
+    local: str = "yes"
+    transport: str = "no"
+    symmetric: str = "no"
+    phases: str = "errors"
+    passes: str = "1"
+
+    def cells(self) -> tuple[str, ...]:
+        """In the order of the headings."""
+        first = f"`{self.call}`", self.carries, self.feedback, self.local, self.transport
+        return *first, self.symmetric, self.phases, self.passes
+
+
+corrected = partial(Row, carries="difference-corrected target")
+"""A row of an algorithm of difference target propagation."""
 
 
 HEADINGS = (
@@ -63,7 +73,7 @@ def found(package: Any, mark: str) -> dict[str, Any]:
 
 def markdown(classes: Iterable[Any]) -> str:
     """The rows of ``classes`` as a table in Markdown."""
-    rows = [(f"`{row.call}`", *astuple(row)[1:]) for kind in classes for row in kind.rows]
+    rows = [row.cells() for kind in classes for row in kind.rows]
     return "".join(
         "| " + " | ".join(row) + " |\n" for row in (HEADINGS, ("---",) * len(HEADINGS), *rows)
     )

@@ -21,18 +21,7 @@ class Backprop(AttachedAlgorithm):
         torch.Size([])
     """
 
-    rows = (
-        Row(
-            "Backprop",
-            carries="error",
-            feedback="θᵀ",
-            local="no",
-            transport="yes",
-            symmetric="yes",
-            phases="errors",
-            passes="1",
-        ),
-    )
+    rows = (Row("Backprop", "θᵀ", local="no", transport="yes", symmetric="yes"),)
 
     def __init__(
         self, net: nn.Module, loss: str | Loss = "cross_entropy", label_smoothing: float = 0.0,

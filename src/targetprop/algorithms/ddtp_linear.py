@@ -42,11 +42,9 @@ class DDTPLinear(Algorithm):
     rows = (
         Row(
             "DDTPLinear",
+            "brings noise back from the output, linearly",
             carries="target, straight from the output",
-            feedback="brings noise back from the output, linearly",
             local="no",
-            transport="no",
-            symmetric="no",
             phases="K noisy passes to the output, a layer at a time; targets",
             passes="1 + O(N K)",
         ),

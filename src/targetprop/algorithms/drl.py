@@ -16,7 +16,7 @@ from targetprop.feedback.adam import adam_step
 from targetprop.feedback.solver import PerLayer, noise_like, per_layer
 from targetprop.laboratory.layers import Layer, Trace
 from targetprop.laboratory.pairing import Network
-from targetprop.properties import Row
+from targetprop.properties import corrected
 
 Schedule = Literal["sequential", "parallel"]
 """ω learn before a batch's targets (the paper's s-) or after them, as if at the same time (p-)."""
@@ -96,13 +96,10 @@ class DRL(LDRL):
 
     papers = ("meulemans2020",)
     rows = (
-        Row(
+        corrected(
             "DRL",
-            carries="difference-corrected target",
-            feedback="brings noise back from the output (Meulemans et al. 2020)",
+            "brings noise back from the output (Meulemans et al. 2020)",
             local="no",
-            transport="no",
-            symmetric="no",
             phases="K noisy passes to the output and back, a layer at a time; targets",
             passes="1 + O(N K)",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import ReconstructionSolver
-from targetprop.properties import Row
+from targetprop.properties import corrected
 
 
 class DTP(LDRL):
@@ -17,13 +17,9 @@ class DTP(LDRL):
 
     papers = ("lee2015",)
     rows = (
-        Row(
+        corrected(
             "DTP",
-            carries="difference-corrected target",
-            feedback="denoising auto-encoder (Lee et al. 2015)",
-            local="yes",
-            transport="no",
-            symmetric="no",
+            "denoising auto-encoder (Lee et al. 2015)",
             phases="K noisy passes, targets",
             passes="1 + K",
         ),

@@ -6,25 +6,14 @@ from targetprop.algorithms.ldrl import LDRL
 from targetprop.algorithms.losses import Loss
 from targetprop.feedback import Fixed
 from targetprop.laboratory.pairing import Network
-from targetprop.properties import Row
+from targetprop.properties import corrected
 
 
 class FixedWeightDTP(LDRL):
     """FW-DTP (Shibuya et al. 2023): difference-corrected targets, ω as drawn; (a) does nothing."""
 
     papers = ("shibuya2023",)
-    rows = (
-        Row(
-            "FixedWeightDTP",
-            carries="difference-corrected target",
-            feedback="as initialised",
-            local="yes",
-            transport="no",
-            symmetric="no",
-            phases="targets",
-            passes="1",
-        ),
-    )
+    rows = (corrected("FixedWeightDTP", "as initialised", phases="targets"),)
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import JacobianMatching
-from targetprop.properties import Row
+from targetprop.properties import corrected
 
 
 class JacobianMatchingOracle(LDRL):
@@ -15,15 +15,13 @@ class JacobianMatchingOracle(LDRL):
 
     papers = ("ernoult2022", "bao2024")
     rows = (
-        Row(
+        corrected(
             "JacobianMatchingOracle",
-            carries="difference-corrected target",
-            feedback="nearest Jacobian in closed form (Bao et al. 2024): an oracle",
+            "nearest Jacobian in closed form (Bao et al. 2024): an oracle",
             local="no",
             transport="yes",
             symmetric="yes",
             phases="targets",
-            passes="1",
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from targetprop.algorithms.ldrl import LDRL
 from targetprop.feedback import AdamSolver
-from targetprop.properties import Row
+from targetprop.properties import corrected
 
 
 class ParallelLDRL(LDRL):
@@ -15,12 +15,9 @@ class ParallelLDRL(LDRL):
 
     papers = ("ernoult2022",)
     rows = (
-        Row(
+        corrected(
             "ParallelLDRL",
-            carries="difference-corrected target",
-            feedback="one Adam step a batch on the L-DRL loss, 10 noise samples",
-            local="yes",
-            transport="no",
+            "one Adam step a batch on the L-DRL loss, 10 noise samples",
             symmetric="yes: ω both ways",
             phases="noisy passes, targets",
             passes="14",

@@ -19,11 +19,8 @@ class TargetProp(DTP):
     rows = (
         Row(
             "TargetProp",
+            "denoising auto-encoder (Bengio 2014)",
             carries="target",
-            feedback="denoising auto-encoder (Bengio 2014)",
-            local="yes",
-            transport="no",
-            symmetric="no",
             phases="K noisy passes, targets",
             passes="1 + K",
         ),

@@ -10,7 +10,7 @@ from torch import Tensor
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe
 from targetprop.feedback.solver import IteratedSolver
-from targetprop.properties import Row
+from targetprop.properties import corrected
 from targetprop.seeds import mixed
 
 
@@ -39,13 +39,9 @@ class CorrelationSolver(IteratedSolver):
     """
 
     rows = (
-        Row(
+        corrected(
             "LDRL(net, solver=CorrelationSolver())",
-            carries="difference-corrected target",
-            feedback="correlation of noise and response",
-            local="yes",
-            transport="no",
-            symmetric="no",
+            "correlation of noise and response",
             phases="probes, targets",
             passes="1 + 2/3 K",
         ),

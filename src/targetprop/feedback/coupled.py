@@ -10,7 +10,7 @@ from torch import Tensor
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe
 from targetprop.feedback.solver import IteratedSolver
-from targetprop.properties import Row
+from targetprop.properties import corrected
 from targetprop.seeds import mixed
 
 
@@ -39,13 +39,10 @@ class CoupledSolver(IteratedSolver):
     """
 
     rows = (
-        Row(
+        corrected(
             "LDRL(net, solver=CoupledSolver())",
-            carries="difference-corrected target",
-            feedback="predicts the response through auxiliary weights; "
+            "predicts the response through auxiliary weights; "
             "ω gets the same corrections and decay (Kolen–Pollack)",
-            local="yes",
-            transport="no",
             symmetric="shared increments",
             phases="probes, targets",
             passes="1 + about 0.3 K",

@@ -11,7 +11,7 @@ from torch import Tensor
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.patches import Probe
 from targetprop.feedback.solver import ProbeSolver
-from targetprop.properties import Row
+from targetprop.properties import corrected
 from targetprop.seeds import mixed
 
 
@@ -49,23 +49,17 @@ class PredictiveSolver(ProbeSolver):
     """
 
     rows = (
-        Row(
+        corrected(
             "LDRL(net)",
-            carries="difference-corrected target",
-            feedback="predicts the layer's response to noise through ω; "
+            "predicts the layer's response to noise through ω; "
             "ω gets the increments of θ (tracking)",
-            local="yes",
-            transport="no",
             symmetric="yes: ω both ways, shared increments",
             phases="probes (rarely), targets",
             passes="1 + about 0.1",
         ),
-        Row(
+        corrected(
             "LDRL(net, solver=PredictiveSolver(tracking=False))",
-            carries="difference-corrected target",
-            feedback="predicts the response, without the increments",
-            local="yes",
-            transport="no",
+            "predicts the response, without the increments",
             symmetric="yes: ω both ways",
             phases="probes, targets",
             passes="1.3 to 2",

@@ -11,7 +11,7 @@ from targetprop.feedback import losses
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.solver import FeedbackReport, PerLayer, Solver, noise_like, per_layer
 from targetprop.laboratory.layers import Layer, Trace
-from targetprop.properties import Row
+from targetprop.properties import corrected
 from targetprop.ranks import ALONE, Group
 
 
@@ -50,12 +50,9 @@ class SGDSolver(Solver):
     """
 
     rows = (
-        Row(
+        corrected(
             "LDRL(net, solver=SGDSolver(...))",
-            carries="difference-corrected target",
-            feedback="the paper's: K steps of SGD on the L-DRL loss",
-            local="yes",
-            transport="no",
+            "the paper's: K steps of SGD on the L-DRL loss",
             symmetric="yes: ω both ways",
             phases="K noisy passes, targets",
             passes="1 + 4/3 K",

@@ -9,7 +9,7 @@ from torch import Generator
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.solver import FeedbackReport, Solver
 from targetprop.laboratory.layers import Layer, Trace
-from targetprop.properties import Row
+from targetprop.properties import corrected
 from targetprop.ranks import ALONE, Group
 
 
@@ -26,15 +26,13 @@ class Symmetric(Solver):
     """
 
     rows = (
-        Row(
+        corrected(
             "LDRL(net, solver=Symmetric())",
-            carries="difference-corrected target",
-            feedback="copies θ: an oracle",
+            "copies θ: an oracle",
             local="no",
             transport="yes",
             symmetric="yes",
             phases="targets",
-            passes="1",
         ),
     )
 

@@ -22,12 +22,8 @@ class DirectFeedbackAlignment(Rule):
     rows = (
         Row(
             "DirectFeedbackAlignment",
+            "as initialised (Nøkland 2016)",
             carries="error, straight from the output",
-            feedback="as initialised (Nøkland 2016)",
-            local="yes",
-            transport="no",
-            symmetric="no",
-            phases="errors",
             passes="2/3",
         ),
     )

@@ -12,18 +12,7 @@ from targetprop.rules.rule import Rule
 class FeedbackAlignment(Rule):
     """Feedback alignment (Lillicrap et al. 2016): B = ω, random and fixed."""
 
-    rows = (
-        Row(
-            "FeedbackAlignment",
-            carries="error",
-            feedback="as initialised (Lillicrap et al. 2016)",
-            local="yes",
-            transport="no",
-            symmetric="no",
-            phases="errors",
-            passes="1",
-        ),
-    )
+    rows = (Row("FeedbackAlignment", "as initialised (Lillicrap et al. 2016)"),)
 
     name = "feedback_alignment"
     equation = "B = ω, random and fixed"

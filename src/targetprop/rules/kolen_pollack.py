@@ -15,18 +15,7 @@ class KolenPollack(Rule):
     The user's optimizer makes both: it needs weight decay λ > 0; a step shrinks ω − θ by 1 − lr·λ.
     """
 
-    rows = (
-        Row(
-            "KolenPollack",
-            carries="error",
-            feedback="increments and decay of θ",
-            local="yes",
-            transport="no",
-            symmetric="shared increments",
-            phases="errors",
-            passes="1",
-        ),
-    )
+    rows = (Row("KolenPollack", "increments and decay of θ", symmetric="shared increments"),)
 
     name = "kolen_pollack"
     equation = "B = ω, which gets the increments and the decay of θ"

@@ -27,13 +27,9 @@ class SignSymmetry(Rule):
     rows = (
         Row(
             "SignSymmetry",
-            carries="error",
-            feedback="sizes of ω, signs of θ (Liao et al. 2016)",
-            local="yes",
+            "sizes of ω, signs of θ (Liao et al. 2016)",
             transport="signs",
             symmetric="yes: signs",
-            phases="errors",
-            passes="1",
         ),
     )
 

@@ -17,11 +17,7 @@ class WeightMirror(Rule):
     rows = (
         Row(
             "WeightMirror",
-            carries="error",
-            feedback="correlation of noise and response",
-            local="yes",
-            transport="no",
-            symmetric="no",
+            "correlation of noise and response",
             phases="probes, errors",
             passes="1 + 2/3 K",
         ),
