@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from targetprop.experiments.contenders import CONTEXT, NETWORKS, Setting, contender
+from targetprop.benchmarking.contenders import CONTEXT, NETWORKS, Setting, contender
 
 parser = argparse.ArgumentParser()
 parser.add_argument("networks", nargs="+", choices=list(NETWORKS))

@@ -28,9 +28,9 @@ def serve() -> None:
     import torch
 
     try:
+        from targetprop.benchmarking.contenders import Setting, contender
+    except ModuleNotFoundError:  # before there was a room for it
         from targetprop.experiments.contenders import Setting, contender
-    except ModuleNotFoundError:  # before the contenders had a file of their own
-        from targetprop.experiments.bench import Setting, contender
     shape = (1, 28, 28) if args.network == "lenet" else (3, 32, 32)
     setting = Setting(args.network, batch_size=args.batch_size)
     taken = contender(args.contenders[0], setting, shape, 10, torch.device("cpu"))

@@ -259,4 +259,4 @@ def test_a_missing_package_is_named(chain, capsys, monkeypatch):
     monkeypatch.setitem(export.FORMATS, "onnx", export.Format(export.onnx, ("no_such_package",)))
     assert run("export", chain, "--format", "onnx", "--out", "missing.onnx") == 2
     said = capsys.readouterr().err
-    assert "needs the package no_such_package; pip install 'targetprop[export]'." in said
+    assert "--format onnx needs no_such_package; pip install 'targetprop[export]'." in said

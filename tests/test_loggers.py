@@ -1,5 +1,6 @@
 """Loggers: a run's rows where people look, once each, also over resumes and failures."""
 
+import importlib.util
 import json
 import struct
 import subprocess
@@ -159,10 +160,10 @@ def test_another_run_in_a_cleared_folder_begins_anew(memory, tmp_path):
 
 @pytest.mark.parametrize("command", ["train", "resume", "sweep"])
 def test_a_missing_package_is_named_before_anything_is_made(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     out = [] if command == "resume" else ["--out", tmp_path / "x"]
     assert run(command, "digits-backprop", *out, "--logger", "wandb") == 2
-    assert "needs its package; pip install 'targetprop[wandb]'." in capsys.readouterr().err
+    assert "--logger wandb needs wandb; pip install 'targetprop[wandb]'." in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

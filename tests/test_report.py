@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from targetprop.commands import main
-from targetprop.experiments import report_figures as figures
-from targetprop.experiments import report_layers as by_layer
-from targetprop.experiments import report_page, report_runs
+from targetprop.report import figures
+from targetprop.report import layers as by_layer
+from targetprop.report import page as report_page
+from targetprop.report import runs as report_runs
 from targetprop.training import config
 
 pytest.importorskip("plotly", reason="the report needs plotly")
@@ -332,7 +333,7 @@ def test_refusals_are_one_sentence(tmp_path, capsys):
 
 
 def test_without_plotly_the_extra_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
     assert report(lay(tmp_path / "run"), "--out", tmp_path / "r.html") == 2
     assert "pip install 'targetprop[report]'" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()

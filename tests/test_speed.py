@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 import targetprop as tp
 from cases import make, symmetric
+from targetprop.benchmarking import bench, scaling
+from targetprop.benchmarking.contenders import Setting
 from targetprop.commands.main import main
-from targetprop.experiments import bench, scaling
-from targetprop.experiments.contenders import Setting
 from targetprop.feedback import losses
 from targetprop.feedback.memory import Memory
 from targetprop.feedback.solver import noise_like

@@ -16,8 +16,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from targetprop.commands import data, main, terminal
-from targetprop.experiments import sweep
-from targetprop.training import logging
+from targetprop.training import logging, sweep
 from targetprop.training.config import ConfigError
 from targetprop.training.logging import Metrics, read_metrics
 

@@ -595,3 +595,10 @@ def test_other_programs_cost_a_run_no_seconds(tmp_path):
     result = runner.run(session)
     assert time.perf_counter() - began > 0.8
     assert 0 < result["seconds_per_step"] < 0.4
+
+
+def test_a_half_done_run_is_not_taken_up_with_other_settings(tmp_path):
+    runner.start(config.load("digits-backprop", [("steps", 2)]), tmp_path)
+    other = config.load("digits-backprop", [("steps", 2), ("optimizer.lr", 0.5)])
+    with pytest.raises(config.ConfigError, match=r"other settings \(optimizer.lr\)"):
+        runner.take_up(other, tmp_path)

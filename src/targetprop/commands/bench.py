@@ -9,9 +9,10 @@ from typing import Any, get_args
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
+from targetprop.benchmarking import bench, contenders
+from targetprop.benchmarking import report as bench_report
 from targetprop.commands.common import answer, console, overrides, writable
 from targetprop.data import SOURCES, catalogue
-from targetprop.experiments import bench, bench_report, contenders
 from targetprop.training import config
 from targetprop.training.config import ConfigError
 from targetprop.training.files import parse_yaml

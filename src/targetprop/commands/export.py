@@ -8,7 +8,7 @@ from pathlib import Path
 from targetprop.commands.common import answer, data_dir, overrides, run_config, say
 from targetprop.training import export
 from targetprop.training.checkpoint import CheckpointError, write_atomically
-from targetprop.training.config import ConfigError, place
+from targetprop.training.config import ConfigError, place, require
 
 EXAMPLE = "targetprop export runs/mine --format onnx"
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     chosen = run_config(folder, [*overrides(words), *data_dir(args)])
     path = place(args.out) if args.out else folder / f"{args.weights}.{args.format}"
     refuse(path, args.force)
-    export.FORMATS[args.format].demand(args.format)
+    require(f"--format {args.format}", "export", *export.FORMATS[args.format].packages)
     if args.weights == "best" and not (folder / "best.pt").exists():
         raise CheckpointError(
             f"{folder / 'best.pt'}: no such checkpoint: without validation images there is no best "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from targetprop.commands.common import answer, no_more, say, warn
-from targetprop.experiments import report_page
+from targetprop.report import page as report_page
 from targetprop.training.config import ConfigError, place
 
 EXAMPLE = "targetprop report runs/mine runs/other --out report.html"

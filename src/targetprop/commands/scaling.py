@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.progress import Progress, TimeElapsedColumn
 
+from targetprop.benchmarking import contenders, scaling
 from targetprop.commands.common import answer, console, no_more, writable
 from targetprop.data import SOURCES, catalogue
-from targetprop.experiments import contenders, scaling
 
 EXAMPLE = "targetprop scaling --data-dir DATA"
 

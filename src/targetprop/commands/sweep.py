@@ -18,8 +18,7 @@ from targetprop.commands.common import (
     say,
     writable,
 )
-from targetprop.experiments import sweep
-from targetprop.training import loggers
+from targetprop.training import loggers, sweep
 from targetprop.training.config import place
 from targetprop.training.loop import Diverged
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from targetprop.commands.common import answer, bar_of, console, data_dir, overrides, say, writable
-from targetprop.experiments import space as spaces
-from targetprop.experiments import study_file, trials
-from targetprop.experiments.default_space import default_space
-from targetprop.experiments.study_plan import Plan
 from targetprop.training import config
-from targetprop.training.config import ConfigError, place
+from targetprop.training.config import ConfigError, place, require
 from targetprop.training.loop import Diverged
+from targetprop.tuning import space as spaces
+from targetprop.tuning import study_file, trials
+from targetprop.tuning.default_space import default_space
+from targetprop.tuning.plan import Plan
 
 EXAMPLE = "targetprop tune digits-ldrl --trials 20 --storage sqlite:///study.db"
 
@@ -46,23 +45,6 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data-dir", help="where data sets lie")
 
 
-def optional() -> tuple[Any, Any]:
-    """The modules that need Optuna.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        from targetprop.experiments import tune, tune_report
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("targetprop"):
-            raise
-        raise ConfigError(
-            f"tune needs {error.name}, which is not installed; pip install 'targetprop[tune]'."
-        ) from error
-    return tune, tune_report
-
-
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Try settings, or go on with that; then write the best configuration and the table."""
     deadline = time.monotonic() + 60 * args.minutes
@@ -73,7 +55,10 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     name = args.space or "the default space"
     space = spaces.read(place(args.space)) if args.space else default_space(base)
     spaces.check(space, base, name)
-    tune, tune_report = optional()
+    require("tune", "tune", "optuna")
+    from targetprop.tuning import report as tune_report
+    from targetprop.tuning import study as tune
+
     path = study_file.database(args.storage)
     folder = place(args.out) if args.out else Path(path).with_suffix("")
     if folder == path:

@@ -1,1 +1,1 @@
-"""Measurements over whole runs: what each algorithm costs and how well its updates are aligned."""
+"""The figures and tables of the paper, and the evidence at length: a file each."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import signal
@@ -24,7 +23,7 @@ from targetprop.laboratory import networks
 from targetprop.laboratory.pairing import Network
 from targetprop.training import loop
 from targetprop.training.checkpoint import write_text
-from targetprop.training.config import Config, ConfigError
+from targetprop.training.config import ConfigError
 from targetprop.training.device import layout, pick_device
 from targetprop.training.files import read_json
 from targetprop.training.logging import environment
@@ -170,11 +169,6 @@ def slug(label: str) -> str:
     return "".join(c for c in label.replace(" ", "-") if c not in ",'=")
 
 
-def run_settings(run: Config) -> Result:
-    """A run's configuration, wherever its data lie."""
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, dir=None)).to_dict()
-
-
 def listed(seeds: Sequence[int]) -> str:
     """How many seeds, and which."""
     return (
@@ -217,11 +211,11 @@ def write_markdown(
     lines: Sequence[Sequence[str]],
 ):
     """``name.md`` in the experiment's folder: what was done, how it was computed, and a table."""
-    text = f"# {title}\n\n{about}\n\n{provenance(place, name)}\n\n{markdown(headings, lines)}"
+    text = f"# {title}\n\n{about}\n\n{origin(place, name)}\n\n{markdown(headings, lines)}"
     write_text(place.folder / f"{name}.md", text)
 
 
-def provenance(place: Place, name: str) -> str:
+def origin(place: Place, name: str) -> str:
     """The command that makes the results, and where, when and from which source the cells came."""
     seeds = "" if place.seeds is None else f" --seeds {place.seeds}"
     seeds += f" --only {' '.join(place.only)}" if place.only else ""

@@ -8,7 +8,7 @@ from typing import Any
 from targetprop import data
 from targetprop.analysis.bench_figures import draw_cost
 from targetprop.analysis.tables import number
-from targetprop.experiments import bench, contenders
+from targetprop.benchmarking import bench, contenders
 from targetprop.experiments.cells import Place, Result, cell, write_csv, write_markdown
 
 REAL: Result = {

@@ -19,10 +19,9 @@ from targetprop.experiments.cells import (
     write_csv,
     write_markdown,
 )
-from targetprop.experiments.space import settled
-from targetprop.experiments.trained import train
-from targetprop.experiments.trials import RATE, best_rate
+from targetprop.experiments.trained import RATE, best_rate, train
 from targetprop.training import config
+from targetprop.tuning.space import settled
 
 Results = dict[tuple[str, str], list[Result]]
 

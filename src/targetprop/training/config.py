@@ -22,6 +22,7 @@ from targetprop.training.sections import (
     NetworkConfig,
     Precision,
     nearest,
+    require,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "nearest",
     "presets",
+    "require",
 ]
 
 OPTIONS = "network.options."

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import io
 import json
 import logging
@@ -270,19 +269,6 @@ class Format:
 
     write: Callable[[Export], Written]
     packages: tuple[str, ...] = ()
-
-    def demand(self, name: str) -> None:
-        """Refuse the format called ``name`` where a package is missing.
-
-        Raises:
-            ConfigError: one is.
-        """
-        for package in self.packages:
-            if importlib.util.find_spec(package) is None:
-                raise ConfigError(
-                    f"--format {name} needs the package {package}; "
-                    "pip install 'targetprop[export]'."
-                )
 
 
 FORMATS = {

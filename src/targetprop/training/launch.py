@@ -10,8 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from targetprop.ranks import Ranks, mesh
 from targetprop.training import rendezvous
 from targetprop.training.config import ConfigError
 from targetprop.training.rendezvous import started
+from targetprop.training.signals import stop_requests
 
 LOST = 4
 """Exit code of a process that lost contact with another one, whose own end tells the cause."""
@@ -149,7 +149,7 @@ def launch(words: Sequence[str], layout: Layout) -> tuple[int, str | None]:
     Raises:
         ConfigError: the other nodes did not come.
     """
-    with tempfile.TemporaryDirectory(prefix="targetprop-") as private, signals() as asked:
+    with tempfile.TemporaryDirectory(prefix="targetprop-") as private, stop_requests() as asked:
         common = {
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // layout.devices)),
             **os.environ,
@@ -191,21 +191,6 @@ def launch(words: Sequence[str], layout: Layout) -> tuple[int, str | None]:
 def loopback() -> str:
     """The name of the network that does not leave this machine."""
     return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that gets the numbers of SIGINT and SIGTERM, which then end nothing by themselves."""
-    asked: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: asked.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def watch(

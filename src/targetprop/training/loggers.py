@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import itertools
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 
 from targetprop.training import files
 from targetprop.training.checkpoint import write_atomically
-from targetprop.training.config import ConfigError, flat
+from targetprop.training.config import ConfigError, flat, require
 from targetprop.training.curves import Row, numbers
 from targetprop.training.loop import Interrupted
 from targetprop.training.session import Session
@@ -147,8 +146,8 @@ def demand(name: str | None) -> None:
     Raises:
         ConfigError: it is.
     """
-    if name in LOGGERS and importlib.util.find_spec(name) is None:
-        raise ConfigError(f"--logger {name} needs its package; pip install 'targetprop[{name}]'.")
+    if name in LOGGERS:
+        require(f"--logger {name}", name, name)
 
 
 class Log:

@@ -116,6 +116,12 @@ def environment(device: torch.device, seed: int) -> dict[str, Any]:
     }
 
 
+def provenance(record: dict[str, Any]) -> str:
+    """The command, commit, date and machine of a measurement, as Markdown."""
+    where = f"torch {record['torch']}, {record['device']}, {record['threads']} threads"
+    return f"`{record['command']}`\n\nCommit {record['commit']}, {record['date']}, {where}.\n"
+
+
 def processor() -> str:
     """The CPU's name."""
     info = Path("/proc/cpuinfo")

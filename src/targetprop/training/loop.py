@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +17,7 @@ from targetprop.training.curves import Row
 from targetprop.training.evaluate import accuracy, first_nonfinite, measure
 from targetprop.training.logging import Metrics, as_json
 from targetprop.training.session import Session, load_weights
+from targetprop.training.signals import stop_requests
 
 
 class Diverged(Exception):
@@ -258,22 +258,3 @@ def kept(session: Session) -> str:
     path = session.folder / "last.pt"
     where = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
     return f"{where}; try a smaller optimizer.lr or algorithm.beta."
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that gets the number of SIGINT or SIGTERM instead of their breaking into a step."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {}
-    try:
-        for number in numbers:
-            before[number] = signal.signal(number, lambda n, _: received.append(n))
-        yield received
-    except ValueError:  # not the main thread: signals cannot be caught here, and need not be
-        if before:
-            raise
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

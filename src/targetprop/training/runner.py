@@ -12,7 +12,7 @@ from targetprop.ranks import SINGLE, Ranks
 from targetprop.training import checkpoint
 from targetprop.training.build import set_up
 from targetprop.training.checkpoint import CheckpointError
-from targetprop.training.config import Config, ConfigError, flat
+from targetprop.training.config import Config, ConfigError, flat, load
 from targetprop.training.device import weight_dtype
 from targetprop.training.loggers import LEDGER
 from targetprop.training.logging import as_json, environment
@@ -150,8 +150,33 @@ def changes(config: Config, state: dict, path: Path) -> list[str]:
     return changed
 
 
+def differences(a: Config, b: Config) -> str:
+    """The keys in which two configurations differ, where the data lie apart."""
+    # options of networks may be of one of them only
+    ours, theirs = (dict(flat(one.to_dict())) for one in (a, b))
+    return ", ".join(
+        key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key != "data.dir"
+    )
+
+
+def demand_same(config: Config, folder: Path) -> None:
+    """Refuse a folder of another run, wherever its data lie.
+
+    Raises:
+        ConfigError: it was begun with other settings.
+    """
+    path = folder / "config.yaml"
+    if path.exists() and (held := differences(load(str(path)), config)):
+        raise ConfigError(f"{folder} holds a run with other settings ({held}); give another --out.")
+
+
 def take_up(config: Config, folder: Path) -> Session:
-    """Resume the run in ``folder``; start it where there is none, or none that has a checkpoint."""
+    """Resume the run in ``folder``; start it where there is none, or none that has a checkpoint.
+
+    Raises:
+        ConfigError: it holds a run with other settings.
+    """
+    demand_same(config, folder)
     if (folder / "last.pt").exists():
         return resume(config, folder)
     return start(config, folder)

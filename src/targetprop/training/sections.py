@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,17 @@ MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 
 class ConfigError(Exception):
     """A configuration that cannot be run; the message names key, value and remedy."""
+
+
+def require(what: str, extra: str, *packages: str) -> None:
+    """Refuse what takes a package that is not installed; ``extra`` is that which brings it.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"{what} needs {package}; pip install 'targetprop[{extra}]'.")
 
 
 @dataclass(frozen=True)
@@ -203,6 +215,11 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def anywhere(self) -> dict[str, Any]:
+        """The same wherever the data lie: what a result depends on."""
+        values = self.to_dict()
+        return {**values, "data": {**values["data"], "dir": None}}
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -19,9 +19,7 @@ from torch import Tensor
 from targetprop.algorithms import Backprop
 from targetprop.analysis.alignment import alignment_of_grad, attached_alignment
 from targetprop.attach import Feedback
-from targetprop.data import Dataset
-from targetprop.experiments.bench_report import Row, rows
-from targetprop.experiments.contenders import (
+from targetprop.benchmarking.contenders import (
     FAST,
     SLOW,
     Contender,
@@ -32,7 +30,9 @@ from targetprop.experiments.contenders import (
     split_name,
     stream,
 )
-from targetprop.experiments.memory import peak_memory
+from targetprop.benchmarking.memory import peak_memory
+from targetprop.benchmarking.report import Row, rows
+from targetprop.data import Dataset
 from targetprop.training.config import ConfigError
 from targetprop.training.device import pick_device
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from targetprop.experiments.cells import run_settings
-from targetprop.experiments.space import Space
 from targetprop.training import config
 from targetprop.training.config import Config
+from targetprop.tuning.space import Space
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Plan:
         """What all processes of a study must agree on, as plain values."""
         found = {
             "preset": Path(self.preset).stem,
-            "config": dict(config.flat(run_settings(self.base))),
+            "config": dict(config.flat(self.base.anywhere())),
             "space": {key: one.record() for key, one in self.space.items()},
             "sampler": self.sampler,
             "prune": self.prune,

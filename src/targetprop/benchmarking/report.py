@@ -12,10 +12,10 @@ from typing import Any
 
 from targetprop.analysis.bench_figures import draw_cost
 from targetprop.analysis.tables import markdown, number
-from targetprop.experiments.contenders import Contender, Setting
+from targetprop.benchmarking.contenders import Contender, Setting
 from targetprop.training.checkpoint import write_text
 from targetprop.training.device import pick_device
-from targetprop.training.logging import environment
+from targetprop.training.logging import environment, provenance
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,6 @@ def cells(row: Row) -> tuple[str, ...]:
         number(row.angle_mean, 2, "°"),
         f"{row.iterations:.1f}",
     )
-
-
-def provenance(record: dict[str, Any]) -> str:
-    """The command, commit, date and machine of a measurement, as Markdown."""
-    where = f"torch {record['torch']}, {record['device']}, {record['threads']} threads"
-    return f"`{record['command']}`\n\nCommit {record['commit']}, {record['date']}, {where}.\n"
 
 
 def write(

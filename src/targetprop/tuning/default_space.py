@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 from targetprop.algorithms import ALGORITHMS, AttachedAlgorithm
-from targetprop.experiments.space import Choices, Range, Space
 from targetprop.laboratory.networks import NETWORKS
 from targetprop.training.check import settings_of, solver_name
 from targetprop.training.config import Config
+from targetprop.tuning.space import Choices, Range, Space
 
 
 def default_space(base: Config) -> Space:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from targetprop.experiments.report_figures import Figure, layout, mean_std, thinned
-from targetprop.experiments.report_runs import Run, number
+from targetprop.report.figures import Figure, layout, mean_std, thinned
+from targetprop.report.runs import Run, number
 
 LEAST_ANGLE = 1e-3
 """Degrees; what is smaller has the colour of this."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from targetprop.experiments.contenders import CONTEXT, Setting, contender, plain_network
+from targetprop.benchmarking.contenders import CONTEXT, Setting, contender, plain_network
 from targetprop.training.device import layout, pick_device, weight_dtype
 
 

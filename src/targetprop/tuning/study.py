@@ -24,12 +24,6 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from targetprop.experiments import space as spaces
-from targetprop.experiments import trials
-from targetprop.experiments.space import Range
-from targetprop.experiments.study_file import NAME, PREFIX, database, is_locked, turn
-from targetprop.experiments.study_plan import Plan, apart
-from targetprop.experiments.tune_samplers import InTurn
 from targetprop.training import checkpoint, loop
 from targetprop.training.config import ConfigError
 from targetprop.training.device import pick_device
@@ -37,6 +31,12 @@ from targetprop.training.files import FileError
 from targetprop.training.lock import locked
 from targetprop.training.logging import environment
 from targetprop.training.session import Session
+from targetprop.tuning import space as spaces
+from targetprop.tuning import trials
+from targetprop.tuning.plan import Plan, apart
+from targetprop.tuning.samplers import InTurn
+from targetprop.tuning.space import Range
+from targetprop.tuning.study_file import NAME, PREFIX, database, is_locked, turn
 
 RECORD = "targetprop"
 """Under which a study keeps its plan."""

@@ -15,15 +15,15 @@ from typing import Any
 
 from targetprop.analysis.bench_figures import draw_scaling
 from targetprop.analysis.tables import markdown, number
+from targetprop.benchmarking import bench
+from targetprop.benchmarking.bench import Tell
+from targetprop.benchmarking.contenders import Setting
+from targetprop.benchmarking.report import Row
 from targetprop.data import Dataset
-from targetprop.experiments import bench, bench_report
-from targetprop.experiments.bench import Tell
-from targetprop.experiments.bench_report import Row
-from targetprop.experiments.contenders import Setting
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import ConfigError
 from targetprop.training.device import pick_device
-from targetprop.training.logging import environment
+from targetprop.training.logging import environment, provenance
 
 DEPTH, WIDTH, BATCH = 8, 32, 64
 AXES: dict[str, tuple[float, ...]] = {
@@ -94,7 +94,7 @@ def write(
     }
     whole = {"environment": record, "results": plain}
     write_text(out / "scaling.json", json.dumps(whole, indent=2) + "\n")
-    text = bench_report.provenance(record)
+    text = provenance(record)
     headings = ("value", "backprop ms", "L-DRL ms", "×", "backprop MiB", "L-DRL MiB", "×")
     for axis, points in found.items():
         lines = []

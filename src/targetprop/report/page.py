@@ -12,13 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from targetprop.experiments import report_figures as figures
-from targetprop.experiments import report_layers
-from targetprop.experiments.report_figures import Figure, mean_std, outcome
-from targetprop.experiments.report_layers import layers
-from targetprop.experiments.report_runs import Group, command, gather, group, number
+from targetprop.report import figures
+from targetprop.report import layers as report_layers
+from targetprop.report.figures import Figure, mean_std, outcome
+from targetprop.report.layers import layers
+from targetprop.report.runs import Group, command, gather, group, number
 from targetprop.training.checkpoint import write_atomically
-from targetprop.training.config import ConfigError
+from targetprop.training.config import require
 
 NAMED_LAYERS = 12
 """Layers that a legend names; of more, colours tell the depth and the pointer the name."""
@@ -31,23 +31,6 @@ class Setting:
     key: str
     values: list[str]
     differs: bool
-
-
-def needed() -> tuple[Any, str]:
-    """Jinja2, and plotly's script.
-
-    Raises:
-        ConfigError: one of them is not installed.
-    """
-    try:
-        import jinja2
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ConfigError(
-            f"a report needs {error.name or 'plotly'}, which is not installed; "
-            "pip install 'targetprop[report]'."
-        ) from error
-    return jinja2, get_plotlyjs()
 
 
 def spread(values: Sequence[float], digits: int, unit: str) -> str:
@@ -149,10 +132,13 @@ def page(groups: Sequence[Group], title: str, words: Sequence[str]) -> str:
     Raises:
         ConfigError: jinja2 or plotly is not installed.
     """
-    jinja2, plotly = needed()
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    plotly = get_plotlyjs()
     from markupsafe import Markup
 
-    own = resources.files("targetprop.experiments") / "page"
+    own = resources.files("targetprop.report") / "template"
     style, script = ((own / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     made = drawn(groups)
     headings, environments = surroundings(groups)
@@ -196,7 +182,7 @@ def write(names: Sequence[str], out: Path, title: str, words: Sequence[str]) -> 
         ConfigError: a folder holds no run, or something is not installed.
         FileError: a file of a run cannot be read at all.
     """
-    needed()  # before anything is read
+    require("a report", "report", "jinja2", "plotly")  # before anything is read
     groups = group(gather(names))
     # a name may hold bytes or halves of characters that no text has
     text = page(groups, title, words).encode("utf-8", "replace")

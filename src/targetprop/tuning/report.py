@@ -11,13 +11,12 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from targetprop.analysis.tables import markdown, number
-from targetprop.experiments import space as spaces
-from targetprop.experiments.bench_report import provenance
-from targetprop.experiments.tune import Study
 from targetprop.training import runner
 from targetprop.training.checkpoint import write_text
 from targetprop.training.device import pick_device
-from targetprop.training.logging import environment
+from targetprop.training.logging import environment, provenance
+from targetprop.tuning import space as spaces
+from targetprop.tuning.study import Study
 
 STATES = {
     TrialState.COMPLETE: "ended",

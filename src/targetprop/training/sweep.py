@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from targetprop.analysis.tables import markdown, number
-from targetprop.experiments.bench_report import provenance
 from targetprop.training import config, loop, runner, session
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.files import read_json
 from targetprop.training.lock import locked
-from targetprop.training.logging import read_result
+from targetprop.training.logging import provenance, read_result
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,7 @@ def cells(
         for name in names:
             chosen = config.load(name, [*settings, ("seed", seed)])
             cell = Cell(name, seed, chosen, folder / labels[name] / f"seed-{seed}")
-            path = cell.folder / "config.yaml"
-            if path.exists() and (held := differences(config.load(str(path)), chosen)):
-                raise ConfigError(
-                    f"{cell.folder} holds a run with other settings ({held}); give another --out."
-                )
+            runner.demand_same(chosen, cell.folder)
             found.append(cell)
     return found
 
@@ -74,15 +69,6 @@ def distinct(names: Sequence[str]) -> dict[str, str]:
     stems = [Path(name).stem for name in names]
     alike = {name for name in names if stems.count(Path(name).stem) > 1}
     return {name: name.replace("/", "-") if name in alike else Path(name).stem for name in names}
-
-
-def differences(a: Config, b: Config) -> str:
-    """The keys in which two configurations differ, where the data lie apart."""
-    # options of networks may be of one of them only
-    ours, theirs = (dict(config.flat(one.to_dict())) for one in (a, b))
-    return ", ".join(
-        key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key != "data.dir"
-    )
 
 
 def run_cell(cell: Cell, follow: Callable[[session.Session], object]) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from targetprop.experiments.report_runs import Group, Run, number
+from targetprop.report.runs import Group, Run, number
 
 POINTS = 2000
 """Of a curve at most; with more, every k-th row is shown."""

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from targetprop.experiments.cells import Place, cell, run_settings
-from targetprop.experiments.space import grid as points
-from targetprop.experiments.space import parse, settled
-from targetprop.experiments.sweep import differences
-from targetprop.training import config, loop, runner
+from targetprop.training import loop, runner
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.logging import Metrics, is_before, read_metrics
 from targetprop.training.session import Session
-
-RATE = "optimizer.lr"
 
 Report = Callable[[Session, float, int], None]
 """Is told a session, the validation accuracy of an epoch and its number."""
@@ -60,11 +54,6 @@ def trial(
         Interrupted: SIGINT or SIGTERM came, or the deadline passed; the state is saved.
     """
     demand_validation(run)
-    path = folder / "config.yaml"
-    if path.exists() and (other := differences(config.load(str(path)), run)):
-        raise ConfigError(
-            f"{folder} holds a run with other settings ({other}); give another --out."
-        )
     session = runner.take_up(run, folder)
     if session.validation is None:
         raise ConfigError(
@@ -95,29 +84,3 @@ def held_out_result(session: Session, metrics: Metrics) -> dict[str, Any]:
         "seconds_per_step": progress.seconds / max(1, progress.step),
         "validation_accuracy": loop.best_validated(session, metrics, held_out),
     }
-
-
-def best_rate(place: Place, where: str, plan: Config, grid: Sequence[float]) -> float:
-    """The learning rate of the grid with the best validation accuracy; a diverged run has none.
-
-    Args:
-        place: of the experiment.
-        where: the folder of the cells there.
-        plan: the configuration.
-        grid: the rates.
-    """
-    space = parse({RATE: {"choices": list(grid)}}, "the grid")
-
-    def validated(rate: float) -> float:
-        run = settled(plan, {RATE: rate})
-
-        def compute(folder: Path) -> dict[str, Any]:
-            try:
-                return trial(run, folder / "run", deadline=place.deadline, tell=place.watch)
-            except loop.Diverged as error:
-                return {"diverged": str(error)}
-
-        found = cell(place, f"{where}/lr-{rate:g}", run_settings(run), compute, run.device)
-        return found.get("validation_accuracy", -1.0)
-
-    return max((point[RATE] for point in points(space, "the grid")), key=validated)

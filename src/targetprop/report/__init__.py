@@ -1,0 +1,1 @@
+"""Runs as one interactive page: read, grouped by seed, drawn."""

@@ -1,0 +1,1 @@
+"""Rates and other settings found by validation accuracy: spaces, trials, studies of Optuna."""
