@@ -238,11 +238,15 @@ def test_the_table_names_maps_as_the_user_does():
     assert list(feedback.maps) == ["2"]  # the first layer reads data
     lines = repr(feedback).splitlines()
     assert lines[0].split() == ["map", "θ", "rule", "ω", "mismatch"]
-    assert lines[1].startswith("2    2×8  ldrl  probed")
+    assert lines[1].startswith("2    2×8  ldrl  tracked until its optimizer was gone, probed")
     optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 0.1))
     assert repr(feedback).splitlines()[1].startswith("2    2×8  ldrl  tracked, probed")
     del optimizer
-    assert repr(feedback).splitlines()[1].startswith("2    2×8  ldrl  probed")
+    assert (
+        repr(feedback)
+        .splitlines()[1]
+        .startswith("2    2×8  ldrl  tracked until its optimizer was gone, probed")
+    )
 
 
 def test_only_and_skip_choose_by_name():
@@ -671,7 +675,7 @@ def test_a_finite_nudge_tends_to_the_gradient():
         distances.append(distance(collected_after(other, x, loss), wanted))
     assert distances[0] > distances[1] > distances[2]
     assert distances[2] < 1e-4
-    with pytest.raises(ValueError, match="beta=-1 is not positive"):
+    with pytest.raises(ValueError, match="beta=-1 is no positive number"):
         tp.attach(nn.Linear(2, 2), beta=-1)
 
 

@@ -1,6 +1,9 @@
 """Ways to run an attached model that once fell back on θᵀ or forgot its feedback without a word."""
 
 import copy
+import dataclasses
+import gc
+import inspect
 import pickle
 import warnings
 
@@ -12,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import targetprop as tp
 from targetprop.attach import NotCovered
+from targetprop.rules import Rule
 
 X, Y = (
     torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
@@ -526,3 +530,120 @@ def test_the_reminder_needs_no_forward_of_the_whole_model():
             x.sum().backward()
             optimizer.step()
     assert any("feedback learns nothing" in " ".join(str(t.message).split()) for t in told)
+
+
+class Nameless(Rule):
+    """A rule of the user's that says too little."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Misshapen(Rule):
+    """A rule of the user's that sends what no map takes."""
+
+    name, equation, papers = "misshapen", "B = row", ("lillicrap2016",)
+
+    def sent(self, theta, omega):
+        return omega.flatten()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"rule": Nameless()},
+            "has no name and no equation and no papers; set the class",
+        ),
+        ({"rule": Misshapen}, r"is a class; give a value of it: Misshapen\(\)"),
+        ({"rule": Misshapen(), "solver": "predictive"}, r"from its method solver\(\)"),
+        ({"beta": "a"}, "'a' is no positive number"),
+        ({"beta": True}, "True is no positive number"),
+        ({"seed": -1}, "seed=-1 is out of range"),
+        ({"seed": 2**70}, "is out of range"),
+        ({"strict": "no"}, "neither True nor False"),
+        ({"skip": ["0", "2"]}, r"such as skip=r'\^\(0\|2\)\$'"),
+    ],
+)
+def test_odd_arguments_are_one_sentence(settings, sentence):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        tp.attach(model, **settings)
+    assert not hasattr(model[0], "feedback_weight")
+
+
+def test_what_a_rule_sends_is_shaped_like_the_weight():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    tp.attach(model, rule=Misshapen())
+    with pytest.raises(
+        ValueError, match=r"sent\(\) of the rule Misshapen gave shape \(16,\) for '0'"
+    ):
+        model(torch.randn(3, 4, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (kind, {name: odd})
+        for kind in (tp.feedback.PredictiveSolver, tp.feedback.CoupledSolver, tp.feedback.SGDSolver)
+        for name in inspect.signature(kind).parameters
+        for odd in ("a", {}, 1j)
+    ],
+)
+def test_settings_of_solvers_are_of_their_kind(kind, settings):
+    with pytest.raises(ValueError, match=r"is no number|neither True nor False"):
+        kind(**settings)
+
+
+@pytest.mark.parametrize("state", [None, [], 3, "x", {"maps": {}, "stale": "a"}])
+def test_what_is_no_state_of_a_feedback_is_refused(state):
+    feedback = tp.attach(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match="state"):
+        feedback.load_state_dict(state)
+
+
+def test_a_registered_map_must_call_its_weight_weight():
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return x @ self.w
+
+    tp.register(Mixer, lambda module: lambda x, w: x @ w)
+    with pytest.raises(ValueError, match=r"no parameter called 'weight'.*; name it so"):
+        tp.attach(nn.Sequential(Mixer(), nn.Linear(4, 2)))
+
+
+def test_attached_again_the_first_handle_says_nothing_false():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    first = tp.attach(model)
+    optimizer = first.follow(torch.optim.SGD(model.parameters(), 0.1))
+    tp.attach(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(3, 4)).sum().backward()
+            optimizer.step()
+
+
+def test_a_map_whose_optimizer_is_gone_was_tracked():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    feedback = tp.attach(model)
+    optimizer = feedback.follow(torch.optim.SGD(model.parameters(), 0.1))
+    assert "tracked, probed" in repr(feedback)
+    del optimizer
+    gc.collect()
+    assert "tracked until its optimizer was gone, probed" in repr(feedback)
+
+
+def test_warnings_point_at_the_users_line(recwarn):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    tp.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)  # not followed
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(3, 4)).sum().backward()
+        optimizer.step()
+    (told,) = [w for w in recwarn if "learns nothing" in str(w.message)]
+    assert told.filename == __file__

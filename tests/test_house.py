@@ -15,9 +15,9 @@ from targetprop.experiments.cells import Place
 
 ROOT = Path(targetprop.__file__).parent
 ROOMS = [
-    "seeds", "maps", "ranks", "properties", "models", "laboratory", "feedback", "rules", "attach",
-    "algorithms", "citations", "analysis", "data", "training", "benchmarking", "tuning",
-    "report", "experiments", "commands",
+    "telling", "seeds", "maps", "ranks", "properties", "models", "laboratory", "feedback",
+    "rules", "attach", "algorithms", "citations", "analysis", "data", "training",
+    "benchmarking", "tuning", "report", "experiments", "commands",
 ]  # fmt: skip
 """From what everything rests on to what users type: a room imports itself and those before it."""
 

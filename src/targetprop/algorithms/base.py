@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from targetprop.laboratory.pairing import Network
 from targetprop.properties import Row
 from targetprop.ranks import Ranks
 from targetprop.seeds import mixed
+from targetprop.telling import warn
 
 DataParallels = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -165,11 +165,10 @@ class Algorithm(ABC):
             )
         if self.ranks.world.size == 1 and not self._told and several_processes():
             self._told = True
-            warnings.warn(
+            warn(
                 f"{type(self).__name__} trains alone while {torch.distributed.get_world_size()} "
                 "processes run, so gradients are not averaged; call "
-                "algo.distribute(targetprop.ranks.mesh()).",
-                stacklevel=4,
+                "algo.distribute(targetprop.ranks.mesh())."
             )
 
     _told = False

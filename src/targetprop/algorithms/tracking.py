@@ -8,7 +8,6 @@ counts as long as an algorithm that tracks lives.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterator
 from functools import partial
@@ -23,6 +22,7 @@ from torch.optim.optimizer import (
 
 from targetprop.attach.tracking import with_gradients
 from targetprop.laboratory.pairing import Network
+from targetprop.telling import warn
 
 _living: weakref.WeakSet[Tracking] = weakref.WeakSet()
 _hooked: list[Any] = []
@@ -51,11 +51,10 @@ class Tracking:
                 yield layer.theta, layer.omega
             elif id(layer.theta) in known and layer.theta.requires_grad and not self.warned:
                 self.warned = True
-                warnings.warn(
+                warn(
                     "tracking is on but the optimizer moves the forward weights only, so the "
                     "feedback weights fall behind between probes; give it net.parameters(), or "
-                    "use a solver with tracking=False.",
-                    stacklevel=6,
+                    "use a solver with tracking=False."
                 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from targetprop.attach.kinds import REFUSED, kind_of
 from targetprop.attach.link import AttachedModule, Link
 from targetprop.attach.registered import refuse_other
 from targetprop.attach.watch import Watch, tensors_in
+from targetprop.telling import warn
 
 
 class NotCovered(ValueError):
@@ -78,7 +78,7 @@ def report(problems: Sequence[str], strict: bool) -> None:
     )
     if strict:
         raise NotCovered(text)
-    warnings.warn(text, UserWarning, stacklevel=2)
+    warn(text)
 
 
 class FirstPass:
@@ -155,7 +155,7 @@ class FirstPass:
         )
         if self.strict:
             raise NotCovered(text)
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warn(text)
 
     def remove(self) -> None:
         """Unhook."""

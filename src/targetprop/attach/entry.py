@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -83,14 +84,16 @@ def attach(
         >>> max(feedback.mismatch().values()) < 0.01
         True
     """
-    refuse_odd(model, seed, {"only": only, "skip": skip})
+    refuse_odd(model, seed, strict, {"only": only, "skip": skip})
     chosen = rule_of(rule)
     # Of torch.compile, which compiles anew what has changed.
     model = getattr(model, "_orig_mod", model)
     if gains not in ("exact", "learned"):
         raise ValueError(f"gains={gains!r} is neither 'exact' nor 'learned'.")
-    if beta is not None and not beta > 0:
-        raise ValueError(f"beta={beta} is not positive; leave it out for an infinitesimal nudge.")
+    if beta is not None and not (type(beta) in (int, float) and 0 < beta < math.inf):
+        raise ValueError(
+            f"beta={beta!r} is no positive number; leave it out for an infinitesimal nudge."
+        )
     if chosen.direct and not example_inputs:
         raise ValueError(
             "rule='direct_feedback_alignment' sends the output's error to inputs whose shapes it "
@@ -125,22 +128,32 @@ def attach(
     )
 
 
-def refuse_odd(model: Any, seed: Any, patterns: dict[str, Any]) -> None:
+def refuse_odd(model: Any, seed: Any, strict: Any, patterns: dict[str, Any]) -> None:
     """Refuse arguments that are nothing of their kind.
 
     Raises:
-        TypeError: the model is no module, or the seed no integer.
-        ValueError: a pattern is no regular expression.
+        TypeError: the model is no module, the seed no integer, or ``strict`` no truth.
+        ValueError: the seed is out of range, or a pattern is no regular expression.
     """
     if not isinstance(model, nn.Module):
         shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"attach takes a torch.nn.Module, got {shown}; give a model that was made.")
     if not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} is no integer; give one, such as seed=0.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed} is out of range; expected 0 to 2^63 - 1.")
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict={strict!r} is neither True nor False.")
     for name, pattern in patterns.items():
+        if pattern is not None and not isinstance(pattern, str):
+            named = "|".join(map(str, pattern)) if isinstance(pattern, (list, tuple)) else "head"
+            raise ValueError(
+                f"{name}={pattern!r} is no regular expression; write one that matches names of "
+                f"modules, such as {name}=r'^({named})$'."
+            )
         try:
             re.compile(pattern or "")
-        except (re.error, TypeError) as error:
+        except re.error as error:
             raise ValueError(
                 f"{name}={pattern!r} is no regular expression ({error}); write one that matches "
                 f"names of modules, such as {name}=r'^head$'."
@@ -223,7 +236,8 @@ def solver_of(solver: Any, rule: Rule) -> Any:
     if isinstance(own, Fixed) and not isinstance(solver, Fixed):
         raise ValueError(
             f"rule={rule.name!r} does not learn ω, so it takes no solver, got "
-            f"{type(solver).__name__}."
+            f"{type(solver).__name__}; leave it out (a rule of yours that learns ω returns its "
+            "solver from its method solver())."
         )
     if rule.name != "ldrl" and (
         not isinstance(solver, type(own)) or solver.tracking != own.tracking

@@ -66,6 +66,8 @@ class Feedback:
                 f"{type(model).__name__} has no module with a linear map to attach (only={only!r}, "
                 f"skip={skip!r}); such are nn.Linear, convolutions, attention and registered ones."
             )
+        if self._link.handle is not None and self._link.handle._first is not None:
+            self._link.handle._first.remove()  # its hooks are gone, and this handle has its own
         self._link.handle = self
         self._hidden: Hidden | None = None
         try:
@@ -138,6 +140,12 @@ class Feedback:
         """Whether a map's ω gets the increments of its θ: a followed optimizer moves both."""
         both, learns = {id(site.theta), id(site.omega)}, site.theta is not None and not site.frozen
         return self._tracks and learns and any(both <= step.moved() for step in self._rounds.steps)
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the optimizers whose steps tracked have all been deleted."""
+        steps = self._rounds.steps
+        return self._tracks and bool(steps) and all(step.optimizer is None for step in steps)
 
     @torch.no_grad()
     def step(self) -> None:

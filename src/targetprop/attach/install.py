@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from targetprop.attach.sites import Site
 from targetprop.laboratory.pairing import Network
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule, rule_of
+from targetprop.telling import warn
 
 Gains = Literal["exact", "learned"]
 
@@ -131,6 +131,11 @@ def refuse_weights(name: str, module: nn.Module) -> None:
     if not parametrize.is_parametrized(module) and not all(
         hasattr(module, layout.weight) for layout in layouts
     ):
+        if kind is not None and kind.name == "registered":
+            raise ValueError(
+                f"'{name}' ({type(module).__name__}) has no parameter called 'weight', which a "
+                "registered map must have; name it so."
+            )
         raise ValueError(
             f"'{name}' ({type(module).__name__}) has no weight before its first pass; run one "
             "batch through the model before attach."
@@ -182,7 +187,7 @@ def refuse_idle(
         raise ValueError(f"{' and '.join(idle)} of {type(model).__name__}; leave it out.")
     if missed:
         text = f"{'; '.join(missed)}: only torch's own modules, by their own forward, are known."
-        warnings.warn(text, UserWarning, stacklevel=5)
+        warn(text)
 
 
 ACTIVATIONS = tuple(
@@ -264,11 +269,9 @@ def release(module: AttachedModule, paired: bool = False) -> None:
     """Give a module back its class; ω that came with a paired layer stay."""
     base = module._feedback_base
     if own_class(module) is not attached_class(base, KINDS[module._feedback_kind]):
-        warnings.warn(
+        warn(
             f"{type(module).__name__} got another class after attach (by FSDP, say); it stays "
-            "attached.",
-            UserWarning,
-            stacklevel=3,
+            "attached."
         )
         return
     for name in [name for name in module._parameters if is_feedback(name)]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from targetprop.feedback import FeedbackReport, ProbeSolver
 from targetprop.feedback.memory import Memory
 from targetprop.rules import Rule
 from targetprop.seeds import mixed
+from targetprop.telling import warn
 
 CALIBRATIONS = 20
 """Probes that ``attach`` makes of a map at most until it is under the solver's tolerance."""
@@ -201,11 +201,9 @@ class Learning:
     def _tell_unseen(self, site: Site) -> None:
         if site.name not in self._unseen:
             self._unseen.add(site.name)
-            warnings.warn(
+            warn(
                 f"the ω of '{site.name}' cannot learn before its module has run once outside "
-                "torch.compile; give example inputs, attach(model, x), or run one batch eagerly.",
-                UserWarning,
-                stacklevel=5,
+                "torch.compile; give example inputs, attach(model, x), or run one batch eagerly."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,6 +222,11 @@ class Learning:
         Raises:
             ValueError: it is of other maps, another rule or another solver.
         """
+        if not isinstance(state, Mapping) or "maps" not in state:
+            raise ValueError(
+                "this is no state of a feedback; give what feedback.state_dict() returned, and the "
+                "model's own to model.load_state_dict."
+            )
         own = {"rule": self.rule.name, "solver": type(self.solver).__name__}
         for key, value in own.items():
             if state.get(key, value) != value:
@@ -231,11 +234,6 @@ class Learning:
                     f"this feedback state is of {key} {state[key]}, but the "
                     f"model is attached by {value}."
                 )
-        if "maps" not in state:
-            raise ValueError(
-                "this is no state of a feedback; give what feedback.state_dict() returned, and the "
-                "model's own to model.load_state_dict."
-            )
         shapes = {k: tuple(v) for k, v in state.get("shapes", self._shapes).items()}
         if set(state["maps"]) != set(self.memory) or shapes != self._shapes:
             odd = sorted(set(state["maps"]) ^ set(self.memory)) or sorted(

@@ -119,7 +119,10 @@ class AttachedModule(nn.Module):
         omega = refusals.omega_of(self, name).detach()  # whatever its requires_grad was set to
         if omega.shape != weight.shape:
             refusals.refuse_reshaped(refusals.label(self), weight, omega)
-        return rule.sent(weight, omega)
+        sent = rule.sent(weight, omega)
+        if not isinstance(sent, Tensor) or sent.shape != weight.shape:
+            refusals.refuse_sent(refusals.label(self), rule, sent, weight)
+        return sent
 
     def _direct(self, y: Tensor, x: Tensor, name: str) -> Tensor:
         """y = A_θ x, made without the graph of x, joined to it by direct feedback."""

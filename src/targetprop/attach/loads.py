@@ -47,7 +47,14 @@ class Loads:
         return {"stale": self.stale, "unsure": self.unsure}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; a state without it has nothing left."""
+        """Take up what :meth:`state_dict` gave; a state without it has nothing left.
+
+        Raises:
+            ValueError: it is neither true nor false.
+        """
+        for key in ("stale", "unsure"):
+            if not isinstance(state.get(key, False), bool):
+                raise ValueError(f"this feedback state has {key}={state[key]!r:.40}, no truth.")
         self.unsure, self.asked = bool(state.get("unsure")), bool(state.get("stale"))
         self.stale |= self.asked
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import Any
 
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.nn.utils import stateless
+
+from targetprop.telling import warn
 
 FUNCTIONAL = stateless._functional_call.__code__
 """What ``torch.func.functional_call`` runs a model in."""
@@ -47,23 +48,19 @@ def note_foreign(module: Any, weight: Tensor) -> bool:
             own = link.handle.learning.last_theta(site)
             if own is None or own.untyped_storage().data_ptr() == place:
                 return False
-    warnings.warn(
+    warn(
         f"the weight of {label(module)} is another than the model's own in this pass (by "
         "torch.func.functional_call, say), and its signal travels by the ω of the model's own, or "
-        "by one that you gave and must teach; use feedback.exact() there, or rule='symmetric'.",
-        UserWarning,
-        stacklevel=3,
+        "by one that you gave and must teach; use feedback.exact() there, or rule='symmetric'."
     )
     return True
 
 
 def tell_copy() -> None:
     """Say that a copy was given weights to which nobody will teach its ω."""
-    warnings.warn(
+    warn(
         "a copy of an attached model was loaded with weights without ω, so its signal travels by "
-        "the ω of the weights before; give it a handle of its own by targetprop.attach(copy).",
-        UserWarning,
-        stacklevel=5,
+        "the ω of the weights before; give it a handle of its own by targetprop.attach(copy)."
     )
 
 
@@ -107,3 +104,16 @@ def refuse_nested(module: Any, *tensors: Tensor) -> None:
             f"{label(module)} with feedback takes padded tensors, got nested ones; pad them to "
             "one length."
         )
+
+
+def refuse_sent(where: str, rule: Any, sent: Any, weight: Tensor) -> None:
+    """Refuse what a rule of the user's sends.
+
+    Raises:
+        ValueError: always.
+    """
+    got = f"shape {tuple(sent.shape)}" if isinstance(sent, Tensor) else type(sent).__name__
+    raise ValueError(
+        f"sent() of the rule {type(rule).__name__} gave {got} for {where}; expected a tensor like "
+        f"θ, {tuple(weight.shape)}."
+    )

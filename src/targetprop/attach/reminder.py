@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Sequence
 from functools import cache
@@ -16,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from targetprop.attach.link import Link
 from targetprop.attach.sites import Site
 from targetprop.attach.tracking import calls_of_step
+from targetprop.telling import warn
 
 UNTAUGHT = (
     "call follow(optimizer) of its feedback or algorithm for the optimizer whose step runs, or "
@@ -87,11 +87,9 @@ class Reminder:
     def tell(self) -> None:
         """Warn, and be done."""
         self.remove()
-        warnings.warn(
+        warn(
             "the weights of an attached model move but its feedback learns nothing: "
-            + (UNTAUGHT if self.link.handle is not None else COPY),
-            UserWarning,
-            stacklevel=3,
+            + (UNTAUGHT if self.link.handle is not None else COPY)
         )
 
     def remove(self) -> None:

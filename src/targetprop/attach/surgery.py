@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from targetprop.attach.link import AttachedModule, Link
 from targetprop.attach.loads import BROUGHT
 from targetprop.attach.sites import Site, untied
 from targetprop.rules import Rule
+from targetprop.telling import warn
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -141,4 +141,4 @@ def tell_newcomers(known: Known, link: Link, gains: bool, strict: bool) -> None:
     if strict:
         raise NotCovered(text)
     known.renew()
-    warnings.warn(text, UserWarning, stacklevel=5)
+    warn(text)

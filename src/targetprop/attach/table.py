@@ -48,6 +48,8 @@ def how_it_learns(feedback: Any, site: Site) -> str:
     words = []
     if feedback._tracked(site):
         words.append("tracked")
+    elif feedback.orphaned:
+        words.append("tracked until its optimizer was gone")
     if feedback.solver.learns:
         words.append("calibrated, rarely checked" if site.frozen else "probed")
     return ", ".join(words) or "fixed"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from targetprop.telling import warn
 
 HOOKED: Any = Optimizer.profile_hook_step(lambda self: None)
 """What torch wraps the ``step`` of every optimizer class in, to run its hooks."""
@@ -251,9 +252,7 @@ def called_by_scaler() -> bool:
 def warn_without_decay(optimizer: Optimizer) -> None:
     """Kolen–Pollack needs weight decay."""
     if not any(group.get("weight_decay") for group in optimizer.param_groups):
-        warnings.warn(
+        warn(
             "kolen_pollack brings ω to θ by weight decay alone, and this optimizer has none; "
-            "give it a weight_decay > 0.",
-            UserWarning,
-            stacklevel=3,
+            "give it a weight_decay > 0."
         )

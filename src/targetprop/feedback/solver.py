@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -26,17 +26,30 @@ COUNTS = {"iterations", "first_iterations", "samples", "window", "draws"} | {
 }  # fmt: skip
 
 
-def check_range(owner: str, name: str, value: Any) -> None:
+def check_range(owner: str, name: str, value: Any, kind: str) -> None:
     """Refuse a solver's setting, or one of its list, that cannot be.
 
+    Args:
+        owner: whose setting.
+        name: of the setting.
+        value: of the setting.
+        kind: its annotation; one that names neither numbers nor truth is its class's own affair.
+
     Raises:
-        ValueError: it is out of range; the sentence names it and what is expected.
+        ValueError: it is of another kind, or out of range; the sentence says what is expected.
     """
-    for number in value if isinstance(value, (list, tuple)) else (value,):
-        if isinstance(number, (bool, str)) or number is None:
-            continue
-        if isinstance(number, (dict, list, tuple)):
-            raise ValueError(f"{owner}: {name}={value} holds {number}, which is no number.")
+    if "bool" in kind and not isinstance(value, bool):
+        raise ValueError(f"{owner}: {name}={value!r} is neither True nor False.")
+    numeric = any(word in kind for word in ("int", "float", "PerLayer"))
+    if not numeric or (value is None and "None" in kind):
+        return
+    many = isinstance(value, (list, tuple))
+    if many and "PerLayer" not in kind and "tuple" not in kind:
+        raise ValueError(f"{owner}: {name}={value} is a list; expected one number.")
+    for number in value if many else (value,):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            held = f" holds {number!r}, which" if many else ""
+            raise ValueError(f"{owner}: {name}={value!r}{held} is no number.")
         if name in COUNTS:
             whole = 1 <= number < math.inf and number == int(number)
             fine, expected = whole, "a whole number from 1 on"
@@ -48,6 +61,12 @@ def check_range(owner: str, name: str, value: Any) -> None:
             fine, expected = number >= 0, "at least 0"
         if not fine:
             raise ValueError(f"{owner}: {name}={value} is out of range; expected {expected}.")
+
+
+def check_fields(owner: str, settings: Any) -> None:
+    """Refuse a dataclass of settings of which one cannot be, as ``check_range`` does."""
+    for field in fields(settings):
+        check_range(owner, field.name, getattr(settings, field.name), str(field.type))
 
 
 @dataclass(frozen=True)
@@ -76,8 +95,8 @@ class Solver(ABC):
 
     def __post_init__(self):
         """Refuse settings out of range."""
-        for name, value in vars(self).items():
-            check_range(type(self).__name__, name, value)
+        if is_dataclass(self):
+            check_fields(type(self).__name__, self)
 
     def check_layers(self, count: int) -> None:
         """Refuse lists of settings that do not go with ``count`` layers with feedback."""

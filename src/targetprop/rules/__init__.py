@@ -23,14 +23,23 @@ def rule_of(rule: str | Rule) -> Rule:
     """The rule called ``rule`` with its defaults, or ``rule`` itself.
 
     Raises:
-        ValueError: for an unknown name; the sentence gives the nearest one.
+        ValueError: for an unknown name (the sentence gives the nearest one), a class instead of a
+            value, or a rule of yours without a name, an equation or papers.
 
     Example:
         >>> rule_of("sign_symmetry")
         SignSymmetry(variant='uSF')
     """
     if isinstance(rule, Rule):
+        missing = [name for name in ("name", "equation", "papers") if not hasattr(rule, name)]
+        if missing:
+            raise ValueError(
+                f"the rule {type(rule).__name__} has no {' and no '.join(missing)}; set the class "
+                f"attribute, such as {missing[0]} = ..."
+            )
         return rule
+    if isinstance(rule, type) and issubclass(rule, Rule):
+        raise ValueError(f"rule={rule.__name__} is a class; give a value of it: {rule.__name__}().")
     if rule in RULES:
         return RULES[rule]()
     near = difflib.get_close_matches(str(rule), RULES, n=1)

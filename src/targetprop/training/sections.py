@@ -19,7 +19,7 @@ from targetprop.feedback import (
     ReconstructionSolver,
     SGDSolver,
 )
-from targetprop.feedback.solver import check_range
+from targetprop.feedback.solver import check_fields
 
 Precision = Literal["float32", "float64", "tf32", "bfloat16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
@@ -132,8 +132,7 @@ class ReconstructConfig:
 
     def __post_init__(self):
         """Refuse settings out of range."""
-        for name, value in vars(self).items():
-            check_range("drl", name, value)
+        check_fields("drl", self)
 
 
 @dataclass(frozen=True)
