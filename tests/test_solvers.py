@@ -301,5 +301,5 @@ def test_probes_wait_longer_only_where_the_mismatch_is_far_under_tolerance():
 
 def test_a_setting_that_holds_another_thing_than_numbers_is_refused():
     for value in ({}, [{}], [[1]]):
-        with pytest.raises(ValueError, match="is no number|is a list"):
+        with pytest.raises(ValueError, match=r"is no number|is a list"):
             tp.feedback.CorrelationSolver(first_iterations=value)
