@@ -70,10 +70,8 @@ class Memory:
         """
         counts = [state[name] for name in ("probes", "wait", "interval")]
         tensors = list(state["tensors"].values())
-        fine = (
-            all(type(n) is int and abs(n) <= LARGEST for n in counts)
-            and state["probes"] >= 0 <= state["interval"]
-        )
+        fine = all(type(n) is int and abs(n) <= LARGEST for n in counts)
+        fine = fine and min(state["probes"], state["interval"]) >= 0
         if not fine or type(state["mismatch"]) is not float or math.isnan(state["mismatch"]):
             raise ValueError(f"{counts} and {state['mismatch']} are no counts and no mismatch")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
