@@ -187,7 +187,10 @@ def test_products_in_short_formats_are_exported_in_float32(place):
     ("words", "message"),
     [
         (["nowhere", "--format", "pt2"], "nowhere holds no run (no config.yaml)"),
-        (["chain", "--format", "pt2", "--out", "."], "--out . is a folder; give a file's name."),
+        (
+            ["chain", "--format", "pt2", "--out", "."],
+            "--out . is a folder or no regular file; give a file's name.",
+        ),
         (["chain", "--format", "pt2", "--out", "no/a.pt2"], "there is no folder no; make it"),
         (["chain", "--format", "pt2", "--channels", "3"], "channels"),
     ],

@@ -226,7 +226,7 @@ def test_unfinished_and_damaged_runs_are_shown(tmp_path, capsys):
     assert report(folder, damaged, bare, "--out", tmp_path / "r.html") == 0
     said, told = (" ".join(text.split()) for text in capsys.readouterr())
     assert "3 runs, 3 of them unfinished" in said
-    assert "4 damaged rows" in told
+    assert "5 damaged rows" in told
     assert "result.json is damaged" in told
     page = (tmp_path / "r.html").read_text()
     assert page.count("no result yet") == 3

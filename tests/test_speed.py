@@ -252,7 +252,7 @@ def test_the_papers_solver_is_a_contender():
         (["plain:tolerance=1"], "takes no settings"),
         (["paper", "--networks", "resnet18"], "no solver settings"),
         (["ldrl", "ldrl"], "twice"),
-        (["ldrl", "--steps", "3"], "at least 10"),
+        (["ldrl", "--steps", "3"], "give 10, 20, 30"),
         (["ldrl", "--networks", "lenet", "mlp", "--channels", "3"], "one network"),
         (["ldrl", "--networks", "lenet", "--channels", "3"], "does not fit"),
         (["ldrl", "--what", "3"], "unexpected"),

@@ -216,7 +216,7 @@ def test_bad_folders_and_files_are_refused(tmp_path, capsys):
     assert run("train", "digits-ldrl", *TINY, "--steps", 2, "--out", tmp_path / "run") == 0
     capsys.readouterr()
     assert "already holds a run" in fails("train", "digits-ldrl", "--out", tmp_path / "run")
-    assert "do not fit this network" in fails(
+    assert "network.channels=[5] is not that of the run ([4])" in fails(
         "evaluate", tmp_path / "run", "--network.channels", "[5]"
     )
     assert "ending in .png" in fails("compare", tmp_path / "run", "--out", tmp_path / "picture.xyz")

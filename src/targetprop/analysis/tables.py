@@ -58,7 +58,8 @@ def summarise(
     name = config["algorithm"]["name"] + (f" ({s})" if (s := config["algorithm"]["solver"]) else "")
     train = [row for row in rows if row["kind"] == "train"]
     step = max((row["step"] for row in rows), default=0)
-    rough = train[-1]["seconds"] / max(1, train[-1]["step"] + 1) if train else None
+    timed = [row for row in train if "seconds" in row][-1:]
+    rough = timed[0]["seconds"] / max(1, timed[0]["step"] + 1) if timed else None
     return RunSummary(
         label,
         name,

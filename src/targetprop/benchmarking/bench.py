@@ -144,6 +144,11 @@ def check(names: Sequence[str], setting: Setting, dataset: Dataset) -> None:
         ConfigError: one sentence.
     """
     device = pick_device(setting.device)
+    if setting.batch_size > len(dataset.train):
+        raise ConfigError(
+            f"batch size {setting.batch_size} is more than the {len(dataset.train)} training "
+            "images; give fewer."
+        )
     if len(set(names)) < len(names):
         raise ConfigError(f"contenders {', '.join(names)} name one twice; each runs once.")
     for name in names:

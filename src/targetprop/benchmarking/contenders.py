@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,6 +78,22 @@ class Setting:
     memory_format: MemoryFormat = "auto"
     lr: float = 0.05
     threads: int | None = None
+
+    def __post_init__(self):
+        """Refuse what nothing can be timed with.
+
+        Raises:
+            ConfigError: a setting out of range.
+        """
+        for name, value in (
+            ("batch size", self.batch_size),
+            ("threads", 1 if self.threads is None else self.threads),
+            *(("channels", width) for width in self.channels or ()),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} {value} is out of range; expected at least 1.")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr {self.lr} is out of range; expected a positive number.")
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any, get_args
 
 from rich.progress import Progress, TimeElapsedColumn
@@ -11,10 +10,10 @@ from rich.table import Table
 
 from targetprop.benchmarking import bench, contenders
 from targetprop.benchmarking import report as bench_report
-from targetprop.commands.common import answer, console, overrides, writable
+from targetprop.commands.common import answer, console, demand_turns, overrides, writable
 from targetprop.data import SOURCES, catalogue
 from targetprop.training import config
-from targetprop.training.config import ConfigError
+from targetprop.training.config import ConfigError, place
 from targetprop.training.files import parse_yaml
 
 EXAMPLE = "targetprop bench plain attach --networks vit --data digits"
@@ -66,14 +65,9 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         options[key.removeprefix(config.OPTIONS)] = parse_yaml(value, key)
     for name in args.contenders:
         contenders.split_name(name)
-    for key, least in (("batch_size", 1), ("steps", 10), ("warmup", 1)):
-        if getattr(args, key) < least:
-            raise ConfigError(
-                f"--{key.replace('_', '-')} {getattr(args, key)} is too small; "
-                f"give at least {least}."
-            )
-    out = writable(args.out)
-    dataset = catalogue.load(args.data, Path(args.data_dir) if args.data_dir else None)
+    demand_turns(args.steps)
+    if args.warmup < 1:
+        raise ConfigError(f"--warmup {args.warmup} is too small; give at least 1.")
     shared = {
         key: getattr(args, key)
         for key in (
@@ -94,6 +88,8 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError(
             "--channels and --network.options are those of one network; give one of --networks."
         )
+    out = writable(args.out)
+    dataset = catalogue.load(args.data, None if args.data_dir is None else place(args.data_dir))
     for setting in settings:
         bench.check(args.contenders, setting, dataset)
     results = {}

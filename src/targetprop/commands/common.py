@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -59,7 +60,7 @@ def overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
 
 def data_dir(args: argparse.Namespace) -> list[tuple[str, Any]]:
     """The override of ``--data-dir``."""
-    return [("data.dir", args.data_dir)] if args.data_dir else []
+    return [] if args.data_dir is None else [("data.dir", str(place(args.data_dir)))]
 
 
 def no_more(words: Sequence[str], command: str) -> None:
@@ -100,6 +101,48 @@ def run_config(folder: Path, settings: Sequence[tuple[str, Any]] = ()) -> Config
             f"{folder} holds no run (no config.yaml); name the folder that 'targetprop train' made."
         )
     return config.load(str(path), settings)
+
+
+def until(minutes: float) -> float:
+    """The ``time.monotonic()`` at which so many minutes have passed.
+
+    Raises:
+        ConfigError: they are no time.
+    """
+    if not minutes >= 0:
+        raise ConfigError(f"--minutes {minutes:g} is out of range; expected at least 0.")
+    return time.monotonic() + 60 * minutes
+
+
+def demand_turns(steps: int) -> None:
+    """Refuse a number of timed steps that are no whole turns.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if steps < 10 or steps % 10:
+        raise ConfigError(f"--steps {steps} is no number of turns; give 10, 20, 30 and so on.")
+
+
+ELSEWHERE = ("data.dir", "device", "dtype", "compile", "memory_format")
+"""Settings of where and how a finished run's network is run."""
+
+
+def finished_config(folder: Path, settings: Sequence[tuple[str, Any]]) -> Config:
+    """The configuration of a run whose weights are looked at, here or there, as they are.
+
+    Raises:
+        ConfigError: the folder holds no run, or a setting has been trained with.
+    """
+    chosen, own = run_config(folder, settings), run_config(folder)
+    before, now = dict(config.flat(own.to_dict())), dict(config.flat(chosen.to_dict()))
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key) and key not in ELSEWHERE:
+            raise ConfigError(
+                f"{key}={now.get(key)} is not that of the run ({before.get(key)}), whose weights "
+                f"are as they are; leave it out, or train anew."
+            )
+    return chosen
 
 
 class Stopped(Exception):

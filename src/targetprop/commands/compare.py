@@ -24,9 +24,11 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Print a table of runs and draw them into one picture."""
     no_more(words, "compare")
-    rows, lines = {}, []
-    for name in args.runs:
-        folder = place(name)
+    rows, lines, seen = {}, [], set()
+    for folder in map(place, args.runs):
+        if folder.resolve() in seen:
+            raise ConfigError(f"{folder} is named twice; name each run once.")
+        seen.add(folder.resolve())
         chosen = run_config(folder)
         label = folder.name if folder.name not in rows else str(folder)
         rows[label] = read_metrics(folder / "metrics.jsonl")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from targetprop.commands.common import answer, console
 from targetprop.data import SOURCES, DataError, catalogue, fetch
-from targetprop.training.config import ConfigError
+from targetprop.training.config import ConfigError, place
 
 EXAMPLE = "targetprop data fetch cifar10"
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError(
             f"unexpected '{words[0]}'; data takes list, fetch NAME or check NAME, and --data-dir."
         )
-    folder = Path(args.data_dir) if args.data_dir else None
+    folder = None if args.data_dir is None else place(args.data_dir)
     if args.what == "list":
         table = Table("name", "what it is", "here")
         sources = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from targetprop.commands.common import answer, console, data_dir, overrides, run_config
-from targetprop.training import build, checkpoint, evaluate
+from targetprop.commands.common import answer, console, data_dir, finished_config, overrides
+from targetprop.training import build, checkpoint, evaluate, runner
 from targetprop.training.checkpoint import CheckpointError
 from targetprop.training.config import place
 from targetprop.training.session import demand_same_data, load_weights
@@ -23,7 +23,7 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Print the accuracy of a checkpoint on the test images."""
     folder = place(args.run)
-    chosen = run_config(folder, [*overrides(words), *data_dir(args)])
+    chosen = finished_config(folder, [*overrides(words), *data_dir(args)])
     path = folder / f"{args.weights}.pt"
     if args.weights == "best" and not path.exists():
         raise CheckpointError(
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
             "give --weights last."
         )
     state = checkpoint.load(path)
+    runner.demand_own(chosen, state, path)
     session = build.set_up(chosen, folder)
     demand_same_data({"classes": session.data["classes"]}, state, path)
     load_weights(session.net, state, path)

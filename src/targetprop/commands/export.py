@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from targetprop.commands.common import answer, data_dir, overrides, run_config, say
+from targetprop.commands.common import answer, data_dir, finished_config, overrides, say
 from targetprop.training import export
-from targetprop.training.checkpoint import CheckpointError, write_atomically
+from targetprop.training.checkpoint import OURS, CheckpointError, write_atomically
 from targetprop.training.config import ConfigError, place, require
 
 EXAMPLE = "targetprop export runs/mine --format onnx"
@@ -26,8 +26,9 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Write the file, once what it holds gives the logits of the run's network on test images."""
     folder = place(args.run)
-    chosen = run_config(folder, [*overrides(words), *data_dir(args)])
-    path = place(args.out) if args.out else folder / f"{args.weights}.{args.format}"
+    chosen = finished_config(folder, [*overrides(words), *data_dir(args)])
+    default = folder / f"{args.weights}.{args.format}"
+    path = default if args.out is None else place(args.out)
     refuse(path, args.force)
     require(f"--format {args.format}", "export", *export.FORMATS[args.format].packages)
     if args.weights == "best" and not (folder / "best.pt").exists():
@@ -51,8 +52,10 @@ def refuse(path: Path, force: bool) -> None:
     Raises:
         ConfigError: a folder, in no folder, or there already and not ``force``.
     """
-    if path.is_dir():
-        raise ConfigError(f"--out {path} is a folder; give a file's name.")
+    if path.name in OURS:
+        raise ConfigError(f"--out {path} is a checkpoint's name; give another.")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--out {path} is a folder or no regular file; give a file's name.")
     if not path.parent.is_dir():
         raise ConfigError(f"--out {path}: there is no folder {path.parent}; make it first.")
     if path.exists() and not force:

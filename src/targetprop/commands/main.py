@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 2 bad input (one sentence on standard error), 3 training diverged, 4 contact with
     another rank lost, 128 + n stopped by signal n. Of what all processes see rank 0 speaks.
     """
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever the surroundings ask for
     words = joined(sys.argv[1:] if argv is None else list(argv))
     terminal.settle()
     try:
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where, why = os.fsdecode(error.filename or "a file"), error.strerror or error
         return complain(f"{where}: {why}; free it or choose another place.", BAD_INPUT)
     except KeyboardInterrupt:
-        return complain("stopped before training began; nothing was lost.", 130)
+        return complain("stopped; what had been written stays as it was.", 130)
     except Exception as error:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(
             error

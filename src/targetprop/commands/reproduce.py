@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from targetprop.commands.common import answer, bar_of, console, no_more, writable
+from targetprop.commands.common import answer, bar_of, console, no_more, until, writable
 from targetprop.experiments import evidence, reproduce
 from targetprop.experiments.cells import Place
 from targetprop.training import loop
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError(f"--only {args.only[0]} is a part of evidence; leave it out.")
     if args.seeds is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds} is out of range; expected at least 1.")
-    deadline = time.monotonic() + 60 * args.minutes
+    deadline = until(args.minutes)
     written = []
     for name in reproduce.EXPERIMENTS if args.name == "all" else [args.name]:
-        folder = writable(args.out or f"reproduce/{args.scale}")
+        folder = writable(f"reproduce/{args.scale}" if args.out is None else args.out)
         began = time.perf_counter()
         console.print(f"{name}, scale {args.scale}")
         with bar_of("run") as watch:

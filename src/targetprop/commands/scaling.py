@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.progress import Progress, TimeElapsedColumn
 
 from targetprop.benchmarking import contenders, scaling
-from targetprop.commands.common import answer, console, no_more, writable
+from targetprop.commands.common import answer, console, demand_turns, no_more, writable
 from targetprop.data import SOURCES, catalogue
+from targetprop.training.config import place
 
 EXAMPLE = "targetprop scaling --data-dir DATA"
 
@@ -32,9 +32,10 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Time and memory along depth, width and batch."""
     no_more(words, "scaling")
+    demand_turns(args.steps)
     shared = contenders.Setting(device=args.device, threads=args.threads)
     out = writable(args.out)
-    dataset = catalogue.load(args.data, Path(args.data_dir) if args.data_dir else None)
+    dataset = catalogue.load(args.data, None if args.data_dir is None else place(args.data_dir))
     total = sum(len(scaling.AXES[axis]) for axis in args.axes)
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("scaling", total=total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from targetprop.commands.common import (
     overrides,
     report_of,
     say,
+    until,
     writable,
 )
 from targetprop.training import loggers, sweep
@@ -42,7 +42,7 @@ def add(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Train presets over several seeds, or go on with that; then print and write the table."""
     loggers.demand(args.logger)
-    deadline = time.monotonic() + 60 * args.minutes
+    deadline = until(args.minutes)
     found = sweep.cells(
         args.presets, args.seeds, [*overrides(words), *data_dir(args)], place(args.out)
     )

@@ -76,6 +76,17 @@ def width() -> int | None:
     return None if "COLUMNS" in os.environ or sys.stdout.isatty() else 1000
 
 
+def reopen() -> None:
+    """Give streams that were closed before the program began (``>&-``) to nobody."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, f"__{name}__", getattr(sys, name))
+
+
+reopen()  # before anybody asks how wide a line is
+
+
 def harmless(text: str) -> str:
     """The text, its control characters written out: a name may hold a terminal's commands."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     """Start a run."""
     loggers.demand(args.logger)
     chosen = config.load(args.preset, [*overrides(words), *data_dir(args)])
-    folder = place(args.out or str(Path("runs") / Path(args.preset).stem))
+    folder = place(str(Path("runs") / Path(args.preset).stem) if args.out is None else args.out)
     runner.refuse_used(folder)
     with ranks_of(args) as ranks, held(folder, ranks):
         answer(args, follow(runner.start(chosen, folder, ranks), logger=args.logger))

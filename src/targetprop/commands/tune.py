@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 from rich.table import Table
 
-from targetprop.commands.common import answer, bar_of, console, data_dir, overrides, say, writable
+from targetprop.commands.common import (
+    answer,
+    bar_of,
+    console,
+    data_dir,
+    overrides,
+    say,
+    until,
+    writable,
+)
 from targetprop.training import config
 from targetprop.training.config import ConfigError, place, require
 from targetprop.training.loop import Diverged
@@ -47,7 +55,7 @@ def add(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Try settings, or go on with that; then write the best configuration and the table."""
-    deadline = time.monotonic() + 60 * args.minutes
+    deadline = until(args.minutes)
     if args.trials < 1:
         raise ConfigError(f"--trials {args.trials} is out of range; expected at least 1.")
     base = config.load(args.preset, [*overrides(words), *data_dir(args)])
@@ -60,9 +68,11 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     from targetprop.tuning import study as tune
 
     path = study_file.database(args.storage)
-    folder = place(args.out) if args.out else Path(path).with_suffix("")
+    folder = Path(path).with_suffix("") if args.out is None else place(args.out)
     if folder == path:
         raise ConfigError(f"{folder} is the study itself; give the folder of its trials by --out.")
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} holds a run; give another --out.")
     plan = Plan(args.preset, base, space, args.sampler, not args.no_prune, folder)
     with bar_of("trial") as tell:
         study = tune.Study(plan, args.storage, say, tell)

@@ -69,7 +69,25 @@ def default_folder() -> Path:
     """Where data sets lie by default: ``$TARGETPROP_DATA``, else the user's cache folder."""
     import pooch
 
-    return Path(os.environ.get("TARGETPROP_DATA") or pooch.os_cache("targetprop")).expanduser()
+    named = os.environ.get("TARGETPROP_DATA")
+    try:
+        return home(named) if named else Path(pooch.os_cache("targetprop"))
+    except RuntimeError as error:  # nobody's home is known
+        raise DataError(
+            f"{error}; say where data sets lie by --data-dir or TARGETPROP_DATA."
+        ) from error
+
+
+def home(name: str | Path) -> Path:
+    """The path called ``name``, in which ~ is a home.
+
+    Raises:
+        DataError: of nobody here.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{name}: {str(error).rstrip('.')}; give a path.") from error
 
 
 INNER = {
@@ -90,7 +108,7 @@ def locate(name: str, folder: Path | None = None) -> tuple[list[Path], tuple[Fil
         DataError: no complete layout lies there; the sentence gives the command that fetches it.
     """
     about = source(name)
-    folder = default_folder() if folder is None else folder.expanduser()
+    folder = default_folder() if folder is None else home(folder)
     places = [folder / name, folder, *(folder / inner for inner in INNER.get(name, ()))]
     places += [folder / name / inner for inner in INNER.get(name, ())]
     nearest: tuple[int, list[Path]] = 0, []
@@ -152,7 +170,7 @@ def load(name: str, folder: str | Path | None = None, image_size: int | None = N
         (1, 8, 8)
     """
     about = source(name)
-    folder = None if folder is None else Path(folder).expanduser()
+    folder = None if folder is None else home(folder)
     if name == "digits":
         train, test = _digits()
     elif name == "folder":

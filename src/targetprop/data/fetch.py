@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from targetprop.data.catalogue import default_folder
+from targetprop.data.catalogue import default_folder, home
 from targetprop.data.formats import DataError
 from targetprop.data.sources import source
 
@@ -29,7 +29,7 @@ def fetch(name: str, folder: Path | None = None, progress: Any = False) -> list[
         return []
     if not files or any(file.url is None for file in files):
         raise DataError(f"data set '{name}' cannot be fetched: {about.remedy or about.about}.")
-    target = (default_folder() if folder is None else folder) / name
+    target = (default_folder() if folder is None else home(folder)) / name
     paths = []
     for file in files:
         assert file.url is not None

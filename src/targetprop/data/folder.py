@@ -51,6 +51,8 @@ def read_folder(
     found = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     if not found:
         raise DataError(f"{root}: holds no class folders; expected {root}/CLASS/IMAGE.")
+    if names is None and len(found) < 2:
+        raise DataError(f"{root}: holds one class alone, '{found[0].name}'; give two or more.")
     names = [p.name for p in found] if names is None else list(names)
     skipped: Counter[str] = Counter()
     files: list[tuple[int, int, Path]] = []
@@ -82,6 +84,8 @@ def images_under(place: Path, skipped: Counter[str]) -> Iterator[Path]:
     for path in entries:
         if path.name.startswith("."):
             skipped["hidden"] += 1
+        elif path.is_dir() and path.is_symlink():  # of a loop, of another class
+            skipped["link to a folder"] += 1
         elif path.is_dir():
             yield from images_under(path, skipped)
         elif not path.is_file():  # a FIFO would keep its reader waiting for ever

@@ -25,8 +25,9 @@ from targetprop.training import loop
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import ConfigError
 from targetprop.training.device import layout, pick_device
-from targetprop.training.files import read_json
-from targetprop.training.logging import environment
+from targetprop.training.files import FileError, read_json
+from targetprop.training.lock import locked
+from targetprop.training.logging import environment, is_real
 
 Result = dict[str, Any]
 Tell = Callable[[str], None]
@@ -88,21 +89,54 @@ def cell(
     folder = place.folder / "cells" / name
     path, settings = folder / "cell.json", json.loads(json.dumps(settings))
     if path.exists():
-        kept = read_json(path)
-        if kept["settings"] != settings:
-            other = [
-                key
-                for key in {**settings, **kept["settings"]}
-                if settings.get(key) != kept["settings"].get(key)
-            ]
-            raise ConfigError(
-                f"{folder} holds a result with other settings ({', '.join(other)}); "
-                "give another --out."
-            )
-        return kept["result"]
+        return kept_result(path, settings)
     place.tell(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+    with locked(folder):
+        if path.exists():  # by another process, since we looked
+            return kept_result(path, settings)
+        return computed(place, folder, settings, compute, device)
+
+
+def kept_result(path: Path, settings: Result) -> Result:
+    """The result in a cell's file.
+
+    Raises:
+        ConfigError: of other settings.
+        FileError: the file is none of a cell.
+    """
+    kept = read_cell(path)
+    held = kept["settings"]
+    if held != settings:
+        other = [key for key in {**settings, **held} if settings.get(key) != held.get(key)]
+        raise ConfigError(
+            f"{path.parent} holds a result with other settings ({', '.join(other)}); "
+            "give another --out."
+        )
+    return kept["result"]
+
+
+def read_cell(path: Path) -> Result:
+    """What a cell's file holds.
+
+    Raises:
+        FileError: not settings, result, environment and seconds.
+    """
+    kept = read_json(path)
+    parts = [kept.get(key) for key in ("settings", "result", "environment")]
+    if not all(isinstance(part, dict) for part in parts) or not is_real(kept.get("seconds")):
+        raise FileError(f"{path}: is no result of a cell; move it away, and it is made anew.")
+    return kept
+
+
+def computed(
+    place: Place, folder: Path, settings: Result, compute: Callable[[Path], Result], device: str
+) -> Result:
+    """The result, made now and kept.
+
+    Raises:
+        Interrupted: the deadline passed.
+    """
+    path, began = folder / "cell.json", time.perf_counter()
     result = compute(folder)
     record = environment(pick_device(device), settings.get("seed", 0))
     kept = {
@@ -113,7 +147,7 @@ def cell(
     }
     write_text(path, json.dumps(kept, indent=1) + "\n")
     if time.monotonic() > place.deadline:
-        raise loop.Interrupted(f"stopped behind {name}.", signal.SIGALRM)
+        raise loop.Interrupted(f"stopped behind {folder}.", signal.SIGALRM)
     return json.loads(json.dumps(result))
 
 
@@ -220,15 +254,15 @@ def origin(place: Place, name: str) -> str:
     seeds = "" if place.seeds is None else f" --seeds {place.seeds}"
     seeds += f" --only {' '.join(place.only)}" if place.only else ""
     command = f"    targetprop reproduce {name} --scale {place.scale}{seeds} --data-dir DATA"
-    kept = [read_json(path) for path in sorted((place.folder / "cells").rglob("cell.json"))]
+    kept = [read_cell(path) for path in sorted((place.folder / "cells").rglob("cell.json"))]
     if not kept:
         return f"{command}\n\nNo cell is finished yet."
     records = [one["environment"] for one in kept]
 
     def each(key: str) -> str:
-        return ", ".join(sorted({str(record[key]) for record in records}))
+        return ", ".join(sorted({str(record.get(key, "unknown")) for record in records}))
 
-    dates = sorted({record["date"][:10] for record in records})
+    dates = sorted({str(record.get("date", "unknown"))[:10] for record in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     hours = sum(one["seconds"] for one in kept) / 3600
     return (

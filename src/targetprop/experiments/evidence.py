@@ -262,7 +262,7 @@ def panels(
         losses = smoothed([row["loss"] for row in train_rows], max(1, len(train_rows) // 60))
         style = {"linestyle": dash}
         steps = [scale * row["step"] for row in train_rows]
-        minutes = [row["seconds"] / 60 for row in train_rows]
+        minutes = [row.get("seconds", 0.0) / 60 for row in train_rows]
         by_step.append(Line(label, steps, losses, style=style))
         by_time.append(Line(label, minutes, losses, style=style))
         measured = [row for row in train_rows if max(row.get("angle", {"": 0}).values()) > 0]

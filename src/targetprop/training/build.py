@@ -87,7 +87,7 @@ def maker(name: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         made = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise ConfigError(
             f"network.name={name} cannot be imported ({type(error).__name__}: {error}); "
             "write package.module:make, importable from the working directory."
@@ -110,7 +110,7 @@ def build_model(config: Config, in_shape: Sequence[int], classes: int) -> nn.Mod
     make = maker(name)
     try:
         net = make(in_shape, classes, **options)
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         given = ", ".join([str(in_shape), str(classes), *(f"{k}={v}" for k, v in options.items())])
         raise ConfigError(
             f"network '{name}' could not be made by make({given}): {type(error).__name__}: {error}"
@@ -123,7 +123,7 @@ def build_model(config: Config, in_shape: Sequence[int], classes: int) -> nn.Mod
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(2, *in_shape))
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
             f"network '{name}' does not fit images of shape {in_shape}: {reason}"
@@ -210,6 +210,11 @@ def set_up(config: Config, folder: Path, ranks: Ranks = SINGLE) -> Session:
     """
     device, dtype = pick_device(config.device), weight_dtype(config.dtype)
     dataset = load_data(config)
+    if config.data.augment != "none" and config.data.padding > max(dataset.in_shape[1:]):
+        raise ConfigError(
+            f"data.padding={config.data.padding} is more than images of {dataset.in_shape[1]}×"
+            f"{dataset.in_shape[2]} have pixels; give fewer."
+        )
     torch.manual_seed(config.seed)
     net = build_network(config, dataset)
     form = layout(net, config.memory_format)

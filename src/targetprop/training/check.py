@@ -91,9 +91,8 @@ def check(config: Config) -> None:
     demand(
         0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "a number in [0, 1)"
     )
-    demand(
-        optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "at least 0"
-    )
+    decay = optimizer.weight_decay
+    demand(0 <= decay < float("inf"), "optimizer.weight_decay", decay, "at least 0, and finite")
     demand(config.epochs > 0, "epochs", config.epochs, "at least 1")
     demand(config.steps is None or config.steps > 0, "steps", config.steps, "at least 1")
     demand(config.log_every > 0, "log_every", config.log_every, "at least 1")

@@ -100,6 +100,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         content = files.read_bytes(path, HUGE)
     except FileError as error:
         raise CheckpointError(str(error)) from error
+    except MemoryError as error:
+        size = path.stat().st_size
+        raise CheckpointError(f"{path}: its {size} bytes do not fit into memory.") from error
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such checkpoint; train first, or name the run's folder."
@@ -117,7 +120,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: damaged or not a checkpoint ({reason[:120]}); use another."
         ) from error
-    if any(hollow(state)):
+    try:
+        too_large = any(hollow(state))
+    except (RecursionError, RuntimeError, NotImplementedError) as error:  # loops, sparse tensors
+        raise CheckpointError(
+            f"{path}: holds what no run writes ({type(error).__name__}); use another."
+        ) from error
+    if too_large:
         raise CheckpointError(f"{path}: holds tensors larger than their data; use another.")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__

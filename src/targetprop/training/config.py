@@ -75,8 +75,10 @@ def place(name: str) -> Path:
     """The path called ``name``, in which ~ is a home.
 
     Raises:
-        ConfigError: of nobody here, or in no encoding that every library writes to.
+        ConfigError: it is empty, of nobody here, or in no encoding that every library writes to.
     """
+    if not name:
+        raise ConfigError("a path is empty; give one, or leave the option out.")
     try:
         name.encode()
         return Path(name).expanduser()

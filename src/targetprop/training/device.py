@@ -21,7 +21,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # of "meta" nothing can be read
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device={name} is not available here; use device=cpu, or auto."

@@ -25,7 +25,7 @@ import targetprop
 from targetprop.data import Batches, Dataset
 from targetprop.laboratory.pairing import Network
 from targetprop.maps import is_feedback
-from targetprop.training import build, checkpoint, files
+from targetprop.training import build, checkpoint, files, runner
 from targetprop.training.config import Config, ConfigError
 from targetprop.training.device import prepare, weight_dtype
 from targetprop.training.files import FileError
@@ -106,6 +106,7 @@ def prepared(config: Config, folder: Path, weights: str) -> Export:
     )
     path = folder / f"{weights}.pt"
     state = checkpoint.load(path)
+    runner.demand_own(config, state, path)
     dataset = build.load_data(config)
     demand_same_data({"classes": dataset.fingerprint["classes"]}, state, path)
     images = test_images(dataset, dtype)

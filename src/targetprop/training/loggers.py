@@ -215,7 +215,8 @@ def ledger(folder: Path) -> tuple[Header | None, list[dict[str, Any]]]:
     except FileNotFoundError:
         return None, []
     header = found[0] if found else {}
-    if header.get("logger") not in LOGGERS or not isinstance(header.get("run"), str):
+    known = isinstance(header.get("logger"), str) and header["logger"] in LOGGERS
+    if not known or not isinstance(header.get("run"), str):
         return None, []
     return header, [row for row in found[1:] if {"kind", "step"} <= row.keys()]
 

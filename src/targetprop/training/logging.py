@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import subprocess
@@ -28,10 +29,29 @@ def as_json(values: dict[str, Any]) -> str:
 
 def is_row(row: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a line of a metrics file is one of ours."""
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
         return False
-    numbers = all(isinstance(row.get(key), (int, float)) for key in ("loss", "accuracy"))
-    return isinstance(row.get("kind"), str) and numbers
+    step, scores = row.get("step"), [row.get(key) for key in ("loss", "accuracy")]
+    if type(step) is not int or abs(step) > 2**53 or not all(map(is_number, scores)):
+        return False
+    if not is_real(row.get("seconds", 0.0)):
+        return False
+    by_layer = [row[key] for key in ("angle", "mismatch", "iterations") if key in row]
+    return all(isinstance(found, dict) for found in by_layer) and all(
+        name.isprintable() and is_number(value)
+        for found in by_layer
+        for name, value in found.items()
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not a truth."""
+    return type(value) in (int, float)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a finite number, and not a truth."""
+    return is_number(value) and math.isfinite(value)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -45,11 +65,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """What a run wrote at its end; None where it has not ended, or its file is damaged."""
     try:
         found = files.read_json(folder / "result.json")
-        accuracy = found["test"]["accuracy"]
-        numbers = (found["steps"], found["seconds_per_step"], accuracy)
+        steps, accuracy = found["steps"], found["test"]["accuracy"]
+        numbers = (steps, found["seconds_per_step"], accuracy)
     except (FileNotFoundError, FileError, KeyError, TypeError):
         return None
-    return found if all(isinstance(n, (int, float)) for n in numbers) else None
+    fine = all(map(is_real, numbers)) and type(steps) is int and steps > 0 <= accuracy <= 1
+    return found if fine and found["seconds_per_step"] > 0 else None
 
 
 def is_before(row: dict[str, Any], step: int) -> bool:
@@ -116,10 +137,14 @@ def environment(device: torch.device, seed: int) -> dict[str, Any]:
     }
 
 
+KNOWN = ("command", "commit", "date", "torch", "device", "threads")
+
+
 def provenance(record: dict[str, Any]) -> str:
     """The command, commit, date and machine of a measurement, as Markdown."""
-    where = f"torch {record['torch']}, {record['device']}, {record['threads']} threads"
-    return f"`{record['command']}`\n\nCommit {record['commit']}, {record['date']}, {where}.\n"
+    known = {key: record.get(key, "unknown") for key in KNOWN}
+    where = f"torch {known['torch']}, {known['device']}, {known['threads']} threads"
+    return f"`{known['command']}`\n\nCommit {known['commit']}, {known['date']}, {where}.\n"
 
 
 def processor() -> str:

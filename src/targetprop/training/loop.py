@@ -75,7 +75,11 @@ def run(
                         judge(session, scores["accuracy"])
                 else:  # stopped within an epoch, which a longer run goes on with
                     save(session)
-        return (end or finish)(session, metrics)
+            result = (end or finish)(session, metrics)
+            number = session.ranks.world.maximum(stop[0] if stop else 0)
+        if number:
+            raise Interrupted(f"stopped; {session.folder} has come to its end.", number)
+        return result
     finally:
         metrics.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,12 @@ def refuse_used(folder: Path) -> None:
             f"{folder} already holds a run; resume it (targetprop resume {folder}) "
             "or give another --out."
         )
+    left = next((n for n in ("result.json", "metrics.jsonl") if (folder / n).exists()), None)
+    if left:
+        raise ConfigError(
+            f"{folder} holds {left} of a run whose checkpoints are gone, which a new run would "
+            "replace; give another --out, or move it away."
+        )
 
 
 def resume(
@@ -103,6 +109,7 @@ def resume(
     changed = changes(config, state, path)
     session = set_up(config, folder, ranks)
     session.restore(state, path, any(key.startswith(RATES) for key in changed))
+    demand_more(session, changed)
     whole = session.config.schedule.name == "cosine" and session.config.schedule.period is None
     if whole and {"epochs", "steps"} & set(changed):
         tell(
@@ -123,6 +130,36 @@ def resume(
         if session.progress.step < session.last_step:
             (folder / "result.json").unlink(missing_ok=True)
     return session
+
+
+def demand_more(session: Session, changed: Sequence[str]) -> None:
+    """Refuse what would change a finished run's configuration and train nothing.
+
+    Raises:
+        ConfigError: all its steps are done.
+    """
+    idle = [key for key in changed if key.startswith(RATES)]
+    step, last = session.progress.step, session.last_step
+    if idle and step >= last:
+        raise ConfigError(
+            f"{session.folder} is finished: {step} steps are done, and {last} are asked for "
+            f"(epochs={session.config.epochs} of {len(session.train)} steps, "
+            f"steps={session.config.steps}), so {', '.join(idle)} would change nothing; give more "
+            "--epochs, or --steps within them."
+        )
+
+
+def demand_own(config: Config, state: dict, path: Path) -> None:
+    """Refuse a checkpoint of another run than that of ``config``.
+
+    Raises:
+        ConfigError: it was trained with another network, algorithm, seed or other data.
+        CheckpointError: it holds no configuration.
+    """
+    try:
+        changes(config, state, path)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: is of another run than {path.parent} ({error})") from error
 
 
 def changes(config: Config, state: dict, path: Path) -> list[str]:
@@ -166,6 +203,11 @@ def demand_same(config: Config, folder: Path) -> None:
         ConfigError: it was begun with other settings.
     """
     path = folder / "config.yaml"
+    if not path.exists() and (folder / "result.json").exists():
+        raise ConfigError(
+            f"{folder} holds a result without its config.yaml, of nobody knows which run; move it "
+            "away, or give another --out."
+        )
     if path.exists() and (held := differences(load(str(path)), config)):
         raise ConfigError(f"{folder} holds a run with other settings ({held}); give another --out.")
 
@@ -177,6 +219,7 @@ def take_up(config: Config, folder: Path) -> Session:
         ConfigError: it holds a run with other settings.
     """
     demand_same(config, folder)
-    if (folder / "last.pt").exists():
-        return resume(config, folder)
+    for name in ("last.pt", "previous.pt"):
+        if (folder / name).exists():
+            return resume(config, folder, name)
     return start(config, folder)

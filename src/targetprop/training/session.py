@@ -89,7 +89,7 @@ class Session:
         load_weights(self.net, state, path)
         part = "progress"
         try:
-            self.progress = progress_of(state["progress"])
+            self.progress = progress_of(state["progress"], len(self.train))
             part = "optimizer"
             rates = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
             self.optimizer.load_state_dict(state["optimizer"])
@@ -147,14 +147,16 @@ def demand_alike(value: Any, like: Any) -> None:
         raise ValueError(f"{str(value)[:60]} is {type(value).__name__}")
 
 
-def progress_of(state: dict[str, Any]) -> Progress:
-    """Progress that can be."""
+def progress_of(state: dict[str, Any], length: int) -> Progress:
+    """Progress that can be, in epochs of ``length`` steps."""
     found = Progress(**state)
     counts = (found.epoch, found.batch, found.step)
     fine = all(type(n) is int and 0 <= n < 2**40 for n in counts)
     reals = (found.seconds, found.best)
-    if not fine or not all(type(x) in (int, float) and math.isfinite(x) for x in reals):
-        raise ValueError(f"{found} cannot be")
+    fine = fine and all(type(x) in (int, float) and math.isfinite(x) for x in reals)
+    fine = fine and found.seconds >= 0 and -1 <= found.best <= 1
+    if not fine or found.batch > length or found.step != found.epoch * length + found.batch:
+        raise ValueError(f"{found} cannot be, in epochs of {length} steps")
     return found
 
 

@@ -14,7 +14,7 @@ from targetprop.analysis.tables import markdown, number
 from targetprop.training import config, loop, runner, session
 from targetprop.training.checkpoint import write_text
 from targetprop.training.config import Config, ConfigError
-from targetprop.training.files import read_json
+from targetprop.training.files import FileError, read_json
 from targetprop.training.lock import locked
 from targetprop.training.logging import provenance, read_result
 
@@ -63,12 +63,20 @@ def distinct(names: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: one is named twice.
     """
-    twice = [name for name in names if list(names).count(name) > 1]
+    files = [str(Path(name).resolve()) if Path(name).exists() else name for name in names]
+    twice = [name for name, file in zip(names, files, strict=True) if files.count(file) > 1]
     if twice:
-        raise ConfigError(f"'{twice[0]}' is named twice; its seeds would be one run each.")
+        raise ConfigError(f"'{twice[-1]}' is named twice; its seeds would be one run each.")
     stems = [Path(name).stem for name in names]
     alike = {name for name in names if stems.count(Path(name).stem) > 1}
-    return {name: name.replace("/", "-") if name in alike else Path(name).stem for name in names}
+    labels = {name: name.replace("/", "-") if name in alike else Path(name).stem for name in names}
+    for name, label in labels.items():
+        other = next((n for n in labels if n != name and labels[n] == label), None)
+        if other is not None:
+            raise ConfigError(
+                f"'{other}' and '{name}' would share the folder {label}; rename one of the files."
+            )
+    return labels
 
 
 def run_cell(cell: Cell, follow: Callable[[session.Session], object]) -> str | None:
@@ -151,7 +159,10 @@ def row(line: Summary) -> tuple[str, ...]:
 def write(found: Sequence[Cell], folder: Path) -> tuple[list[Summary], dict[str, Any]]:
     """Write ``sweep.json`` and ``sweep.md`` into ``folder``; returns the lines and the former."""
     lines = summarise(found)
-    record = read_json(found[0].folder / "environment.json")
+    try:
+        record = read_json(found[0].folder / "environment.json")
+    except (FileNotFoundError, FileError):
+        record = {}  # the results stand by themselves
     plain = {"environment": record, "results": [dataclasses.asdict(line) for line in lines]}
     write_text(folder / "sweep.json", json.dumps(plain, indent=2) + "\n")
     write_text(

@@ -47,6 +47,19 @@ DEATHS = 3
 Say = Callable[[str], None]
 
 
+def demand_ours(trial: Any, space: Any) -> None:
+    """Refuse a finished trial that no process of a study has made.
+
+    Raises:
+        ValueError: it has no accuracy, or no settings of the space.
+    """
+    if trial.state.name == "COMPLETE":
+        if trial.value is None or not 0 <= trial.value <= 1 or set(trial.params) - set(space):
+            raise ValueError(f"trial {trial.number} has the value {trial.value}, of {trial.params}")
+        if not trial.params:
+            raise ValueError(f"trial {trial.number} has no settings")
+
+
 class Study:
     """A study on disk, and what this process does with it."""
 
@@ -93,8 +106,11 @@ class Study:
                 load_if_exists=True,
             )
             held, asked = study.user_attrs.get(RECORD), self.plan.record()
-            unused = held is None and not study.get_trials(deepcopy=False)
-        except (SQLAlchemyError, RuntimeError, ValueError, KeyError) as error:
+            there = study.get_trials(deepcopy=False)
+            for trial in there:
+                demand_ours(trial, self.plan.space)
+            unused = held is None and not there
+        except (SQLAlchemyError, RuntimeError, ValueError, LookupError) as error:
             reason = " ".join(str(error).split())[:160]
             raise FileError(
                 f"{self.path}: cannot be opened as a study ({reason}); give another --storage."

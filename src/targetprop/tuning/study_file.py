@@ -27,6 +27,8 @@ def database(url: str) -> Path:
     """
     if not url.startswith(PREFIX) or not url.removeprefix(PREFIX):
         raise ConfigError(f"--storage {url} is no SQLite file; write sqlite:///study.db.")
+    if "?" in url or "%" in url:  # which SQLAlchemy reads as options and escapes
+        raise ConfigError(f"--storage {url} has a ? or %; name the file without.")
     path = config.place(url.removeprefix(PREFIX))
     try:
         found = path.stat()
@@ -60,7 +62,10 @@ def turn(path: Path) -> Iterator[None]:
 
     The lock is on a file beside it: closing a database's own file would drop SQLite's locks.
     """
-    with open(path.with_name(f".{path.name}.lock"), "a") as file:
+    lock = path.with_name(f".{path.name}.lock")
+    if lock.exists() and not lock.is_file():  # a FIFO would wait for ever
+        raise FileError(f"{lock}: is no regular file; move it away.")
+    with open(lock, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
