@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 
 import models
 import targetprop as tp
 import worlds
 from cases import PLACES, carried
 from targetprop.algorithms.attached import forward_parameters
+from targetprop.algorithms.ldrl import AttachedLDRL
 from targetprop.ranks import Ranks, mesh
 
 every = pytest.mark.parametrize("place", PLACES, ids="-".join)
@@ -207,3 +209,16 @@ def test_two_processes_equal_one(tmp_path):
             torch.testing.assert_close(
                 found[name][key], value, rtol=1e-9, atol=1e-9, msg=f"{name} {key}"
             )
+
+
+def test_rows_name_the_mismatch_of_every_map_at_every_step():
+    """Of a map at rest, that which was last measured: not the maps alone that were just probed."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    algo = AttachedLDRL(model)
+    optimizer = algo.follow(torch.optim.SGD(model.parameters(), 0.1))
+    for _ in range(4):
+        optimizer.zero_grad()
+        found = algo.backward(torch.randn(5, 6), torch.randint(3, (5,))).feedback
+        optimizer.step()
+        assert set(found) == set(algo.feedback.maps)
+        assert all(one.mismatch is not None and one.mismatch < 0.02 for one in found.values())

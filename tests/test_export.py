@@ -10,6 +10,7 @@ import torch
 from targetprop.commands import main as cli
 from targetprop.maps import is_feedback
 from targetprop.training import build, checkpoint, config, export
+from targetprop.training.session import load_weights
 
 CODE = """
 import torch
@@ -263,3 +264,19 @@ def test_a_missing_package_is_named(chain, capsys, monkeypatch):
     assert run("export", chain, "--format", "onnx", "--out", "missing.onnx") == 2
     said = capsys.readouterr().err
     assert "--format onnx needs no_such_package; pip install 'targetprop[export]'." in said
+
+
+def test_the_network_of_a_run_can_be_had_in_python(trained, chain):
+    import targetprop as tp
+
+    for folder in (trained, chain):
+        chosen = config.load(str(folder / "config.yaml"))
+        session = build.set_up(chosen, folder)
+        load_weights(session.net, checkpoint.load(folder / "last.pt"), folder / "last.pt")
+        x, _ = next(iter(session.test.once()))
+        net = tp.load_network(folder)
+        assert not [name for name, _ in net.named_parameters() if is_feedback(name)]
+        with torch.no_grad():
+            torch.testing.assert_close(net(x), session.net.eval()(x))
+    with pytest.raises(config.ConfigError, match="holds no run"):
+        tp.load_network(folder / "nowhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from targetprop.algorithms.losses import Loss
 from targetprop.attach import Feedback, attach
 from targetprop.attach.entry import solver_of
 from targetprop.attach.link import backpropagating, links_of
+from targetprop.feedback import FeedbackReport
 from targetprop.laboratory.pairing import Network, at_least_float32
 from targetprop.maps import is_feedback
 from targetprop.rules import Rule
@@ -137,8 +139,17 @@ class AttachedAlgorithm(Algorithm):
         return Report(
             loss,
             logits.detach(),
-            named_by_layer(self.net, self.feedback.report) if self.feedback else {},
+            named_by_layer(self.net, self.reports()) if self.feedback else {},
         )
+
+    def reports(self) -> dict[str, FeedbackReport]:
+        """Per map, what its solver did in the last step; of one at rest, what it last measured."""
+        feedback: Any = self.feedback
+        found = {}
+        for name, memory in feedback.learning.memory.items():
+            known = memory.mismatch if math.isfinite(memory.mismatch) else None
+            found[name] = feedback.report.get(name) or FeedbackReport(0, None, known)
+        return found | feedback.report
 
     def follow(self, optimizer: Any) -> Any:
         """Track and probe in the optimizer's steps; returns it."""

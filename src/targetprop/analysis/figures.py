@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,73 +29,6 @@ def panels(count: int, rows: int = 1, width: float = 4.6) -> tuple[Any, Any]:
     figure = Figure(figsize=(width * count, 3.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, count, squeeze=False)
-
-
-def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
-    """Training loss, validation accuracy and, for each run that has them, the angles of its layers.
-
-    Args:
-        runs: the metric rows of every run by its label.
-        path: of the PNG or PDF to write.
-    """
-    angled = [
-        label
-        for label, rows in runs.items()
-        if any(max(row.get("angle", {"": 0}).values()) > 0 for row in rows)  # backprop's are 0
-    ]
-    from matplotlib import colormaps
-
-    figure, (axes,) = panels(2 + len(angled))
-    viridis = colormaps["viridis"]  # of the layers of a deep network, from input to output
-    styles = itertools.cycle(("-", "--", ":", "-."))  # so that equal curves are seen to be two
-    for label, rows in runs.items():
-        style = next(styles)
-        train = [row for row in rows if row["kind"] == "train"]
-        window = max(1, len(train) // 40)
-        axes[0].plot(
-            [row["step"] for row in train],
-            smoothed([row["loss"] for row in train], window),
-            style,
-            label=label,
-        )
-        scored = [row for row in rows if row["kind"] == "validation"]
-        shown = scored or train
-        values = [100 * row["accuracy"] for row in shown]
-        axes[1].plot(
-            [row["step"] for row in shown],
-            values if scored else smoothed(values, window),
-            style,
-            label=label,
-            marker=".",
-        )
-    axes[0].set(title="training loss", xlabel="step", ylabel="loss")
-    validated = any(row["kind"] == "validation" for rows in runs.values() for row in rows)
-    axes[1].set(
-        title="accuracy",
-        xlabel="step",
-        ylabel=f"{'validation' if validated else 'training'} accuracy (%)",
-    )
-    for ax, label in zip(axes[2:], angled, strict=True):
-        measured = [row for row in runs[label] if row.get("angle")]
-        names, last = list(measured[0]["angle"]), len(measured[0]["angle"]) - 1
-        for index, (name, style) in enumerate(zip(names, styles, strict=False)):
-            ends = "input" if index == 0 else "output" if index == last else "_"
-            many = {"color": viridis(index / last), "label": ends} if last > 8 else {"label": name}
-            ax.plot(
-                [row["step"] for row in measured],
-                [row["angle"][name] for row in measured],
-                style,
-                marker=".",
-                **many,
-            )
-        ax.set(
-            title=f"{label}: update vs backprop gradient", xlabel="step", ylabel="angle (degrees)"
-        )
-        ax.set_ylim(bottom=0)
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
 
 
 @dataclass(frozen=True)
@@ -128,6 +62,7 @@ class Panel:
         xscale: "linear" or "log".
         yscale: likewise.
         floor: lower end of the ordinate, if it is fixed.
+        top: the upper end then; None for a little above the curves.
     """
 
     title: str
@@ -137,6 +72,7 @@ class Panel:
     xscale: str = "linear"
     yscale: str = "linear"
     floor: float | None = None
+    top: float | None = None
 
 
 def draw_panels(shown: Sequence[Panel], paths: Sequence[Path], columns: int = 2) -> None:
@@ -153,7 +89,9 @@ def draw_panels(shown: Sequence[Panel], paths: Sequence[Path], columns: int = 2)
         ax.set_visible(False)
     for ax, panel in zip(flat, shown, strict=False):
         for line in panel.lines:
-            ax.plot(line.x, line.y, color=colours[line.label], label=line.label, **line.style)
+            ax.plot(
+                line.x, line.y, label=line.label, **{"color": colours[line.label], **line.style}
+            )
             if line.spread is not None and any(line.spread):
                 low = [a - b for a, b in zip(line.y, line.spread, strict=True)]
                 high = [a + b for a, b in zip(line.y, line.spread, strict=True)]
@@ -166,17 +104,93 @@ def draw_panels(shown: Sequence[Panel], paths: Sequence[Path], columns: int = 2)
             yscale=panel.yscale,
         )
         if panel.floor is not None:
-            ax.set_ylim(bottom=panel.floor, top=1.1 * max(max(line.y) for line in panel.lines))
+            top = 1.1 * max(max(line.y) for line in panel.lines) or 1
+            ax.set_ylim(panel.floor, top if panel.top is None else panel.top)
         ax.grid(alpha=0.3)
     if len(shown) > 1 and set(labels) == {line.label for line in shown[0].lines}:
         figure.legend(
             *flat[0].get_legend_handles_labels(), loc="outside right center", fontsize="small"
         )
     else:
-        for ax in flat[: len(shown)]:
-            ax.legend(fontsize="small")
+        for ax, panel in zip(flat, shown, strict=False):
+            beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            ax.legend(fontsize="small", **(beside if len(panel.lines) > 4 else {}))
     for path in paths:
         figure.savefig(path, dpi=120)
+
+
+def draw_runs(runs: dict[str, list[Row]], path: Path) -> None:
+    """Training loss, accuracy and angles of the updates to the backprop gradient.
+
+    The angles are shown layer by layer, a panel a run; of more than two runs the largest of each.
+
+    Args:
+        runs: the metric rows of every run by its label.
+        path: of the PNG or PDF to write.
+    """
+    styles = itertools.cycle(("-", "--", ":", "-."))  # so that equal curves are seen to be two
+    losses, accuracies, angles = [], [], {}
+    validated = any(row["kind"] == "validation" for rows in runs.values() for row in rows)
+    for label, rows in runs.items():
+        style = {"linestyle": next(styles)}
+        train = [row for row in rows if row["kind"] == "train"]
+        steps, window = [row["step"] for row in train], max(1, len(train) // 40)
+        losses.append(Line(label, steps, smoothed([r["loss"] for r in train], window), style=style))
+        scored = [row for row in rows if row["kind"] == "validation"]
+        right = [100 * row["accuracy"] for row in scored or train]
+        at = [row["step"] for row in scored or train]
+        shown = right if scored else smoothed(right, window)
+        accuracies.append(Line(label, at, shown, style={**style, "marker": "."}))
+        measured = [row for row in rows if row.get("angle")]
+        if any(max(row["angle"].values()) > 0 for row in measured):  # backprop's are 0
+            angles[label] = (measured, style)
+    name = f"{'validation' if validated else 'training'} accuracy (%)"
+    drawn = [
+        Panel("training loss", "step", "loss", losses, yscale=scale_of(losses)),
+        Panel("accuracy", "step", name, accuracies),
+    ]
+    far = "degrees"
+    if len(angles) > 2:
+        worst = [
+            Line(
+                label, [r["step"] for r in rows], [max(r["angle"].values()) for r in rows], None, s
+            )
+            for label, (rows, s) in angles.items()
+        ]
+        title = "largest angle of all updates\nto the backprop gradient"
+        drawn.append(Panel(title, "step", far, worst, yscale=scale_of(worst)))
+    else:
+        layers = {label: by_layer(rows) for label, (rows, _) in angles.items()}
+        every = [line for lines in layers.values() for line in lines]
+        scale, seen = scale_of(every), [y for line in every for y in line.y if 0 < y < math.inf]
+        ends = (min(seen) / 2, 2 * max(seen)) if scale == "log" else (0, 1.1 * max(seen, default=1))
+        for label, lines in layers.items():
+            title = f"{label}: angle of each update\nto the backprop gradient"
+            drawn.append(Panel(title, "step", far, lines, "linear", scale, *ends))
+    draw_panels(drawn, [path], columns=2 if len(drawn) == 4 else 3)
+
+
+def by_layer(measured: Sequence[Row]) -> list[Line]:
+    """A curve per layer; in deep networks, colours tell the depth and only the ends are named."""
+    from matplotlib import colormaps
+
+    names, last = list(measured[0]["angle"]), len(measured[0]["angle"]) - 1
+    at, lines = [row["step"] for row in measured], []
+    for index, name in enumerate(names):
+        values = [row["angle"].get(name, math.nan) for row in measured]
+        style: dict[str, Any] = {"marker": "."}
+        label = name.removesuffix(".weight")
+        if last > 8:
+            label = "input" if index == 0 else "output" if index == last else f"_{label}"
+            style["color"] = colormaps["viridis"](index / last)
+        lines.append(Line(label, at, values, style=style))
+    return lines
+
+
+def scale_of(lines: Sequence[Line]) -> str:
+    """Logarithmic where ordinates differ by more than a factor of 50."""
+    values = [y for line in lines for y in line.y if 0 < y < math.inf]
+    return "log" if values and max(values) > 50 * min(values) else "linear"
 
 
 def draw_bars(

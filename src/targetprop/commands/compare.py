@@ -9,6 +9,7 @@ from rich.table import Table
 
 from targetprop.analysis import figures, tables
 from targetprop.commands.common import answer, console, no_more, report_of, run_config, say, warn
+from targetprop.report.runs import runs_below
 from targetprop.training.config import ConfigError, place
 from targetprop.training.logging import read_metrics, read_result
 
@@ -17,7 +18,7 @@ EXAMPLE = "targetprop compare runs/mine runs/other --out comparison.png"
 
 def add(p: argparse.ArgumentParser) -> None:
     """The arguments."""
-    p.add_argument("runs", nargs="+", help="run folders")
+    p.add_argument("runs", nargs="+", help="run folders, or folders of such")
     p.add_argument("--out", default="comparison.png", help="the picture to write")
 
 
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     """Print a table of runs and draw them into one picture."""
     no_more(words, "compare")
     rows, lines, seen = {}, [], set()
-    for folder in map(place, args.runs):
+    for folder in [run for name in args.runs for run in runs_below(place(name)) or [place(name)]]:
         if folder.resolve() in seen:
             raise ConfigError(f"{folder} is named twice; name each run once.")
         seen.add(folder.resolve())

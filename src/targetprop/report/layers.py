@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from targetprop.report.figures import Figure, layout, mean_std, thinned
 from targetprop.report.runs import Run, number
 
+FAR = 5.0
+"""Degrees above which every angle of a map is one of a rule that is not near the gradient."""
+
 LEAST_ANGLE = 1e-3
 """Degrees; what is smaller has the colour of this."""
 
@@ -45,29 +48,31 @@ def layers(runs: Sequence[Run], key: str) -> Layers:
 def angle_figure(runs: Sequence[Run]) -> Figure | None:
     """A heat map, layer × step, of the angle to the backprop gradient; None if all are nothing.
 
-    Colours go by the angle's logarithm from 0.001° to 90°, alike in all maps; ``customdata`` holds
-    the degrees themselves.
+    Colours go by the angle's logarithm from 0.001° to 90°; of a rule that never comes within 5° of
+    the gradient, by the angle itself up to 120°. ``customdata`` holds the degrees themselves.
     """
     found = layers(runs, "angle")
     if all(a is None or a < LEAST_ANGLE for row in found.values for a in row):
         return None
-    shade = [
-        [None if a is None else math.log10(max(a, LEAST_ANGLE)) for a in row]
-        for row in found.values
-    ]
-    ticks = [0.001, 0.01, 0.1, 1, 10]
+    measured = [a for row in found.values for a in row if a is not None and a >= LEAST_ANGLE]
+    near = min(measured) < FAR
+
+    def shade(angle: float) -> float:
+        return math.log10(max(angle, LEAST_ANGLE)) if near else angle
+
+    ticks = [0.001, 0.01, 0.1, 1, 10] if near else [0, 30, 60, 90, 120]
     trace = {
         "type": "heatmap",
         "x": [str(step) for step in found.steps],
         "y": [html.escape(name) for name in found.names],
-        "z": shade,
+        "z": [[None if a is None else shade(a) for a in row] for row in found.values],
         "customdata": found.values,
-        "zmin": math.log10(LEAST_ANGLE),
-        "zmax": math.log10(90),
+        "zmin": shade(0),
+        "zmax": shade(90 if near else 120),
         "colorscale": "Cividis",
         "hovertemplate": "%{y}, step %{x}: %{customdata:.3g}°<extra></extra>",
         "colorbar": {
-            "tickvals": [math.log10(t) for t in ticks],
+            "tickvals": [shade(t) for t in ticks],
             "ticktext": [f"{t:g}°" for t in ticks],
             "orientation": "h",
             "tickangle": 0,
@@ -101,7 +106,7 @@ def layer_figure(runs: Sequence[Run], key: str) -> Figure | None:
     data = [
         {
             "type": "scatter",
-            "mode": "lines" if key == "mismatch" else "markers",
+            "mode": "lines+markers" if key == "mismatch" else "markers",
             "name": html.escape(name),
             "legendgroup": str(order.index(name)),
             "x": found.steps,

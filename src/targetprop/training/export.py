@@ -26,7 +26,7 @@ from targetprop.data import Batches, Dataset
 from targetprop.laboratory.pairing import Network
 from targetprop.maps import is_feedback
 from targetprop.training import build, checkpoint, files, runner
-from targetprop.training.config import Config, ConfigError
+from targetprop.training.config import Config, ConfigError, load, place
 from targetprop.training.device import prepare, weight_dtype
 from targetprop.training.files import FileError
 from targetprop.training.session import demand_same_data, load_weights
@@ -121,7 +121,7 @@ def prepared(config: Config, folder: Path, weights: str) -> Export:
         demand_same(net(images), wanted, f"the plain network '{config.network.name}'")
     record = {
         "network": config.network.name,
-        "options": json.dumps(config.network.options),
+        "options": json.dumps(network_options(config)),
         "classes": str(dataset.classes),
         "class_names": json.dumps(list(dataset.names) or [str(i) for i in range(dataset.classes)]),
         "input_shape": json.dumps(list(dataset.in_shape)),
@@ -134,6 +134,39 @@ def prepared(config: Config, folder: Path, weights: str) -> Export:
         "targetprop": targetprop.__version__,
     }
     return Export(lambda: plain(config, dataset), net, images, wanted, record)
+
+
+def network_options(config: Config) -> dict[str, Any]:
+    """What the run's network was made with beside its name, without what is left to its default."""
+    own = {k: v for k, v in dataclasses.asdict(config.network).items() if v is not None}
+    return {k: v for k, v in own.items() if k not in ("name", "options")} | config.network.options
+
+
+def load_network(
+    run: str | Path, weights: str = "last", data_dir: str | Path | None = None
+) -> nn.Module:
+    """The forward network of a run as a module of its own, evaluating, without feedback.
+
+    What ``targetprop export`` writes, in Python: of a network of ``targetprop.pair`` the
+    ``nn.Sequential`` that was paired.
+
+    Args:
+        run: the run's folder.
+        weights: ``"last"`` or ``"best"``.
+        data_dir: where its data lie, if not where they were; their shapes make the network.
+
+    Raises:
+        ConfigError: the folder holds no run.
+        CheckpointError: the checkpoint is missing, damaged or of another run.
+
+    Example:
+        >>> tp.load_network("runs/mine")  # doctest: +SKIP
+    """
+    folder = place(str(run))
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} holds no run (no config.yaml); name a run's folder.")
+    moved = [] if data_dir is None else [("data.dir", str(data_dir))]
+    return prepared(load(str(folder / "config.yaml"), moved), folder, weights).net
 
 
 def commit_of(folder: Path) -> str | None:
