@@ -265,7 +265,7 @@ def trained(name, wrapper):
     else:  # a wrong ω is found and mended through its shards
         with torch.no_grad():
             omega.to_local().zero_()
-        feedback._link.loads.stale = True
+        feedback.link.loads.stale = True
         feedback.step()
         assert max(feedback.mismatch().values()) < 0.01
     run = None

@@ -407,7 +407,7 @@ def test_probes_within_autocast_are_as_exact_as_without():
         assert max(feedback.mismatch().values()) < 1e-5
         with torch.no_grad():
             model[2].feedback_weight.zero_()
-        feedback._link.loads.stale = True
+        feedback.link.loads.stale = True
         feedback.step()
     assert max(feedback.mismatch().values()) < 1e-5
 
@@ -476,7 +476,7 @@ def test_a_forward_that_returns_nothing_is_watched_once():
     model = Silent(*build())
     feedback = tp.attach(model)
     model(X)
-    assert feedback._first.done
+    assert feedback.first_pass.done
 
 
 def test_a_buffer_that_the_forward_replaces_is_put_back():

@@ -278,7 +278,7 @@ def test_a_branch_of_training_is_seen_after_a_pass_in_eval(inputs):
     model.train()
     with pytest.raises(NotCovered, match="'weight' is multiplied by mm"):
         model(X)
-    assert feedback._first.done
+    assert feedback.first_pass.done
 
 
 def test_a_module_added_after_attach_is_told_so():

@@ -17,8 +17,8 @@ def refuse_foreign(model: nn.Module, feedback: Feedback) -> None:
         ValueError: it is another model's, or was detached.
     """
     own = {id(module) for module in model.modules()}
-    if not any(id(module) in own for module in feedback._modules.values()):
-        why = "is another model's" if feedback._modules else "was detached"
+    if not any(id(module) in own for module in feedback.modules.values()):
+        why = "is another model's" if feedback.modules else "was detached"
         raise ValueError(
             f"this feedback {why}, so no part of {type(model).__name__} sends signals through it; "
             "give the model together with the feedback that tp.attach(model) returned."

@@ -34,6 +34,9 @@ class Feedback:
         learning: when, and what is remembered of each.
         sites: the maps that send a signal back.
         report: per map name, what its solver did in the last step.
+        modules: the attached modules by name.
+        link: what they share.
+        first_pass: what watches the model's first eager passes.
 
     Example:
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
@@ -50,44 +53,44 @@ class Feedback:
         """See :func:`attach`."""
         self.model, self.rule, self.solver, self.seed = model, rule, solver, seed
         self.report: dict[str, FeedbackReport] = {}
-        self.learning = Learning(rule, solver, seed, self._tracked)
+        self.learning = Learning(rule, solver, seed, self.tracked)
         self._rounds = Rounds()
         self._undrawn: list[Site] = []
         self._late: surgery.Late | None = None
-        self._first: coverage.FirstPass | None = None
+        self.first_pass: coverage.FirstPass | None = None
         self._broadcast: Any = None
         self._reminder: Reminder | None = None
         self.sites: list[Site] = []
         self._strict = strict
         adopting = bool(links_of(model))
-        self._link, self._modules, left_out = take(model, rule, only, skip, gains, beta)
-        if not self._modules:
+        self.link, self.modules, left_out = take(model, rule, only, skip, gains, beta)
+        if not self.modules:
             raise ValueError(
                 f"{type(model).__name__} has no module with a linear map to attach (only={only!r}, "
                 f"skip={skip!r}); such are nn.Linear, convolutions, attention and registered ones."
             )
-        if self._link.handle is not None and self._link.handle._first is not None:
-            self._link.handle._first.remove()  # its hooks are gone, and this handle has its own
-        self._link.handle = self
+        if self.link.handle is not None and self.link.handle.first_pass is not None:
+            self.link.handle.first_pass.remove()  # its hooks are gone, and this handle has its own
+        self.link.handle = self
         self._hidden: Hidden | None = None
         try:
             coverage.report(coverage.refused(model, left_out), strict)
             self.sites, last = plant(
-                model, self._link, self._modules, example_inputs, left_out, strict, adopting, seed
+                model, self.link, self.modules, example_inputs, left_out, strict, adopting, seed
             )
-            self._first = coverage.FirstPass(model, left_out, strict, self._link, example_inputs)
+            self.first_pass = coverage.FirstPass(model, left_out, strict, self.link, example_inputs)
             if rule.direct and last is not None:
-                self._broadcast = last.register_forward_hook(Broadcast(self._link))
+                self._broadcast = last.register_forward_hook(Broadcast(self.link))
             self._undrawn = [s for s in self.sites if s.omega is not None and s.omega.is_meta]
             if self._undrawn:
-                self._late = surgery.Late(model, self._link)
+                self._late = surgery.Late(model, self.link)
             self._known = surgery.Known(model)
             self._hidden = Hidden(model)
             with torch.no_grad():
-                self.learning.begin(self._learners())
+                self.learning.begin(self.learners())
             if self._tracks or solver.learns:
                 where = model if is_paired(model) else None
-                self._reminder = remind(self._learners(), self._link, where)
+                self._reminder = remind(self.learners(), self.link, where)
         except BaseException:
             self.detach()
             raise
@@ -99,9 +102,9 @@ class Feedback:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copied or pickled handle, with its model."""
         self.__dict__.update(state)
-        self._link.handle = self
+        self.link.handle = self
 
-    def _draw_late(self) -> None:
+    def draw_late(self) -> None:
         """Draw the ω of a model that was attached on the meta device, once it has left that."""
         self._undrawn = surgery.draw(self._undrawn, self.rule, self.seed)
         if not self._undrawn and self._late is not None:
@@ -109,23 +112,24 @@ class Feedback:
 
     def _look_after(self) -> None:
         """See to what was done to the model since ``attach``."""
-        if not self._modules:
+        if not self.modules:
             raise RuntimeError(
                 "this feedback was detached, and its model is the plain one; attach it again."
             )
-        self._draw_late()
+        self.draw_late()
         for omega in self._omegas():
             omega.requires_grad_(False)  # model.requires_grad_(True) asks for all
         if not self.rule.direct:
             surgery.separate(self.sites)
-            self.learning.admit(self._learners())
+            self.learning.admit(self.learners())
         gains = any(site.layout.form == "diagonal" for site in self.sites)
-        surgery.tell_newcomers(self._known, self._link, gains, self._strict)
+        surgery.tell_newcomers(self._known, self.link, gains, self._strict)
 
     def _omegas(self) -> list[nn.Parameter]:
         return [site.omega for site in self.sites if site.omega is not None]
 
-    def _learners(self) -> list[Site]:
+    def learners(self) -> list[Site]:
+        """A map for every ω that learns; several may share one."""
         return [] if self.rule.direct else learners(self.sites)
 
     def _pairs(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
@@ -136,7 +140,7 @@ class Feedback:
     def _tracks(self) -> bool:
         return not self.rule.direct and (self.rule.tracks or self.solver.tracking)
 
-    def _tracked(self, site: Site) -> bool:
+    def tracked(self, site: Site) -> bool:
         """Whether a map's ω gets the increments of its θ: a followed optimizer moves both."""
         both, learns = {id(site.theta), id(site.omega)}, site.theta is not None and not site.frozen
         return self._tracks and learns and any(both <= step.moved() for step in self._rounds.steps)
@@ -154,7 +158,7 @@ class Feedback:
         A map under the solver's tolerance is probed ever more rarely; one over it, soon again.
         """
         self._look_after()
-        self._learn(self._learners(), True)
+        self._learn(self.learners(), True)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -162,7 +166,7 @@ class Feedback:
 
         An eager pass calls it then; where ω are sharded, the next step does the same.
         """
-        sites, loads = self._learners(), self._link.loads
+        sites, loads = self.learners(), self.link.loads
         elsewhere = refusals.called_with_weights() and not self.learning.knows(sites)
         if elsewhere or any(is_sharded(s.omega) or s.omega.is_meta for s in sites):
             return
@@ -171,21 +175,21 @@ class Feedback:
         elif loads.unsure:
             self.learning.check(sites)
         self.learning.loads = loads.count
-        self._link.loads.settle(self._modules.values())
+        self.link.loads.settle(self.modules.values())
 
     def _learn(self, sites: list[Site], leads: bool) -> None:
         """Probe those of ``sites`` that are due; ``leads``: it is the first of a round."""
-        if self._first is not None:
-            self._first.stepped([site.theta for site in self.sites])
-        loads = self._link.loads
+        if self.first_pass is not None:
+            self.first_pass.stepped([site.theta for site in self.sites])
+        loads = self.link.loads
         if loads.unsure or self.learning.loads != loads.count:  # by this handle or by another
-            self.learning.recheck(self._learners())
+            self.learning.recheck(self.learners())
         self.learning.loads = loads.count
         self.learning.steps += leads
         found = self.learning.step(sites, loads.stale)
         self.report = found if leads else self.report | found
-        self._link.taught += 1
-        self._link.loads.settle(self._modules.values())
+        self.link.taught += 1
+        self.link.loads.settle(self.modules.values())
 
     def follow(self, optimizer: Any) -> Any:
         """Let ω learn with ``optimizer``: tracking before its step, probes, where due, after it.
@@ -215,12 +219,12 @@ class Feedback:
         count = tracking.admit(inner, list(self._pairs()), own)
         if self.rule.tracks and count:
             tracking.warn_without_decay(inner)
-        finite = self._link.beta is not None
+        finite = self.link.beta is not None
         self._rounds.add(tracking.Step(inner, self._pairs, self._after, finite))
-        if self._link.loads.stale:
+        if self.link.loads.stale:
             self.refresh()
-        self._link.loads.unsure = True  # weights may have been drawn anew since attach
-        self.learning.spread(self._learners())
+        self.link.loads.unsure = True  # weights may have been drawn anew since attach
+        self.learning.spread(self.learners())
         return optimizer
 
     @property
@@ -232,7 +236,7 @@ class Feedback:
     def _after(self, optimizer: Any) -> None:
         """Probe those maps whose turn it is that are due."""
         self._look_after()
-        self._learn(*self._rounds.turn(optimizer, self._learners()))
+        self._learn(*self._rounds.turn(optimizer, self.learners()))
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -255,7 +259,7 @@ class Feedback:
     @property
     def beta(self) -> float | None:
         """The nudge of activations; None for an infinitesimal one."""
-        return self._link.beta
+        return self.link.beta
 
     @property
     def followed(self) -> bool:
@@ -274,11 +278,11 @@ class Feedback:
             if step.optimizer is not None:
                 tracking.leave(step.optimizer, self._omegas())
         self._rounds = Rounds()
-        for handle in (self._first, self._broadcast, self._reminder, self._late, self._hidden):
+        for handle in (self.first_pass, self._broadcast, self._reminder, self._late, self._hidden):
             if handle is not None:
                 handle.remove()
-        give_back(self.model, self._modules)
-        self.sites, self._modules = [], {}
+        give_back(self.model, self.modules)
+        self.sites, self.modules = [], {}
         return self.model
 
     def plain_state_dict(self) -> dict[str, Tensor]:
@@ -287,7 +291,7 @@ class Feedback:
 
     def state_dict(self) -> dict[str, Any]:
         """The solver's memory of every map; ω are in the model's own ``state_dict``."""
-        return self.learning.state_dict() | self._link.loads.state_dict()
+        return self.learning.state_dict() | self.link.loads.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, so that a run goes on as if it had not stopped.
@@ -295,9 +299,9 @@ class Feedback:
         Raises:
             ValueError: it is of other maps, another rule or another solver.
         """
-        self.learning.load_state_dict(state, self._learners())
-        self._link.loads.load_state_dict(state)
-        self.learning.loads = self._link.loads.count
+        self.learning.load_state_dict(state, self.learners())
+        self.link.loads.load_state_dict(state)
+        self.learning.loads = self.link.loads.count
 
     def __repr__(self) -> str:
         """A table: map, shape, rule, how ω learns, last mismatch."""

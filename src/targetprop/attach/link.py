@@ -102,7 +102,7 @@ class AttachedModule(nn.Module):
         left_out = any(is_feedback(key) for key in missing)
         link.loads.note(self, brought, left_out)
         if link.handle is not None:
-            link.loads.weigh(link.handle._modules.values())
+            link.loads.weigh(link.handle.modules.values())
             if local_metadata.get("assign_to_params_buffers"):
                 link.handle.learning.see([s for s in link.handle.sites if s.module is self])
 

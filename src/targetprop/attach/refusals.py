@@ -18,7 +18,7 @@ FUNCTIONAL = stateless._functional_call.__code__
 def label(module: Any) -> str:
     """The module by its name in the model, where the model's handle tells it, and its class."""
     handle = module._feedback.handle
-    names = [name for name, own in handle._modules.items() if own is module] if handle else []
+    names = [name for name, own in handle.modules.items() if own is module] if handle else []
     return f"'{names[0]}' ({module._get_name()})" if any(names) else module._get_name()
 
 

@@ -49,7 +49,7 @@ class Late:
                 "this is a copy of a model that was attached on the meta device, and its feedback "
                 "weights were never drawn; copy it after its first pass, or attach the copy alone."
             )
-        self.link.handle._draw_late()
+        self.link.handle.draw_late()
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ from targetprop.attach.sites import Site
 def table(feedback: Any) -> str:
     """Map, shape, rule, how ω learns and the last mismatch, a line a map; what a nudge reaches."""
     rows = [("map", "θ", "rule", "ω", "mismatch")]
-    learners = {site.name for site in feedback._learners()}
+    learners = {site.name for site in feedback.learners()}
     for site in feedback.sites:
         memory = feedback.learning.memory.get(site.name)
         shared = site.omega is not None and site.name not in learners and not feedback.rule.direct
         how = "shared" if shared else how_it_learns(feedback, site)
-        last = math.inf if memory is None or feedback._link.loads.stale else memory.mismatch
+        last = math.inf if memory is None or feedback.link.loads.stale else memory.mismatch
         shape = "×".join(str(size) for size in site.layout.of(site.array()).shape)
         rows.append(
             (
@@ -34,7 +34,7 @@ def table(feedback: Any) -> str:
     )
     nudged = [
         f"'{name}' ({type(module).__name__})"
-        for name, module in feedback._modules.items()
+        for name, module in feedback.modules.items()
         if module._feedback_kind == "activation"
     ]
     told = [f"nudged by β = {feedback.beta}: {', '.join(nudged)}"] if nudged else []
@@ -46,7 +46,7 @@ def how_it_learns(feedback: Any, site: Site) -> str:
     if not feedback.rule.own_feedback:
         return "is θ"
     words = []
-    if feedback._tracked(site):
+    if feedback.tracked(site):
         words.append("tracked")
     elif feedback.orphaned:
         words.append("tracked until its optimizer was gone")
