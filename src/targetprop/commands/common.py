@@ -269,14 +269,14 @@ def bar_of(label: str) -> Iterator[loop.Tell]:
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(label, total=None, loss=float("nan"))
+        task = bar.add_task(label, total=None, visible=False, loss=float("nan"))
         shown: loop.Session | None = None
 
         def tell(session: loop.Session, loss: float) -> None:
             nonlocal shown
             if session is not shown:
                 shown = session
-                bar.reset(task, total=session.last_step)
+                bar.reset(task, total=session.last_step, visible=True)
             bar.update(task, completed=session.progress.step, loss=loss)
 
         yield tell
@@ -302,8 +302,10 @@ def follow(
             raise Stopped(
                 130, f"stopped while curves were drawn; {session.folder} has its result."
             ) from None
+    last = f" (of the last weights: {100 * result['test_last']['accuracy']:.2f} %)"
     say(
-        f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
+        f"{session.folder}: test accuracy {100 * result['test']['accuracy']:.2f} %"
+        f"{'' if result['validation_accuracy'] is None else last}, "
         f"{1000 * result['seconds_per_step']:.1f} ms per step"
     )
     return {"folder": str(session.folder), **result}
