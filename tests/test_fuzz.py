@@ -80,9 +80,14 @@ def peak():
 
 
 def attempt(words):
-    """(exit code or None of a run that was let go, what it said) of a command, in half a second."""
+    """(exit code or None of a run that was let go, what it said) of a command, in half a second.
+
+    An alarm that rings while an object is collected is lost: such a run is let go too.
+    """
+    rung = []
 
     def enough(number, frame):
+        rung.append(number)
         raise Enough
 
     said = io.StringIO()
@@ -90,7 +95,8 @@ def attempt(words):
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            return main.main(words), said.getvalue()
+            code = main.main(words)
+        return (None, "") if rung else (code, said.getvalue())
     except Enough:
         return None, said.getvalue()
     finally:

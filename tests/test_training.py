@@ -602,3 +602,20 @@ def test_a_half_done_run_is_not_taken_up_with_other_settings(tmp_path):
     other = config.load("digits-backprop", [("steps", 2), ("optimizer.lr", 0.5)])
     with pytest.raises(config.ConfigError, match=r"other settings \(optimizer.lr\)"):
         runner.take_up(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("algorithm.beta", "a number or null"),
+        ("steps", "an integer or null"),
+        ("network.channels", "a list of integers or null"),
+        ("network.bias", "true or false"),
+        ("data.augment", "one of 'none', 'crop', 'flip-crop'"),
+        ("sgd.noise", "a number or a list of numbers"),
+        ("sgd.iterations", "an integer or a list of integers"),
+    ],
+)
+def test_a_wrong_type_names_what_is_expected(key, words):
+    with pytest.raises(config.ConfigError, match=f"{key}=odd has the wrong type; expected {words}"):
+        config.build([(key, "odd")])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from targetprop.training import files
 from targetprop.training.check import check
@@ -88,13 +88,30 @@ def place(name: str) -> Path:
         raise ConfigError(f"{name}: {str(error).rstrip('.')}; give a path.") from error
 
 
-WORDS = {
-    "a <class 'float'>": "a number",
-    "a <class 'int'>": "an integer",
-    "a <class 'bool'>": "true or false",
-    "a <class 'str'>": "text",
-}
+WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 """Types as a user may know them."""
+
+
+def expected(key: str) -> str:
+    """What a setting may be, in words."""
+    kind: Any = Config
+    for part in key.split("."):
+        kind = get_type_hints(kind)[part]
+    return in_words(kind)
+
+
+def in_words(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    parts = get_args(kind)
+    if parts and isinstance(get_origin(kind), type) and get_origin(kind) is not UnionType:
+        word = in_words(parts[0]).rpartition(" ")[2]
+        return f"a list of {word}s"
+    if parts:
+        known = [in_words(part) for part in parts if part is not type(None)]
+        return " or ".join([*known, *(["null"] if type(None) in parts else [])])
+    return WORDS.get(kind, str(kind))
 
 
 def build(settings: Sequence[tuple[str, Any]]) -> Config:
@@ -138,14 +155,8 @@ def build(settings: Sequence[tuple[str, Any]]) -> Config:
                 parser.parse_args([argument])
             except Exception as error:
                 key, value = argument[2:].split("=", 1)
-                expected = (
-                    str(error).split("Expected ")[-1].split(". Got")[0].replace("\n", " ").strip()
-                )
-                for shown, words in WORDS.items():
-                    expected = expected.replace(shown, words)
-                expected = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", expected)
                 raise ConfigError(
-                    f"{key}={value} has the wrong type; expected {expected}."
+                    f"{key}={value} has the wrong type; expected {expected(key)}."
                 ) from error
         raise
     made = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its older name
