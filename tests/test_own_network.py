@@ -58,10 +58,10 @@ def test_trains_resumes_evaluates_compares_and_sweeps(own):
     assert run("train", "digits-ldrl", *name, *SHORT, "--epochs", "2", "--out", "whole") == 0
     assert "width: 12" in (own / "whole/config.yaml").read_text()
     assert (
-        run("train", "digits-ldrl", *name, *SHORT, "--epochs", "2", "--steps", "2", "--out", "half")
+        run("train", "digits-ldrl", *name, *SHORT, "--epochs", "2", "--steps", "1", "--out", "half")
         == 0
     )
-    assert run("resume", "half", "--steps", "4") == 0
+    assert run("resume", "half", "--steps", "2") == 0
     whole, half = (
         torch.load(own / f"{f}/last.pt", weights_only=False)["net"] for f in ("whole", "half")
     )
@@ -104,13 +104,13 @@ def test_every_rule_resumes_and_evaluates(own, rule):
             "--epochs",
             "2",
             "--steps",
-            "2",
+            "1",
             "--out",
             "half",
         )
         == 0
     )
-    assert run("resume", "half", "--steps", "4") == 0
+    assert run("resume", "half", "--steps", "2") == 0
     whole, half = (
         torch.load(own / f"{f}/last.pt", weights_only=False)["net"] for f in ("whole", "half")
     )

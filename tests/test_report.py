@@ -119,8 +119,12 @@ def test_layers_over_steps_are_means_of_the_rows(tmp_path):
     assert heat["y"] == ["conv_0", "fc_1"]
     assert heat["x"] == [str(step) for step in range(0, 40, 4)]
     assert heat["customdata"][0] == [10.5 + step for step in range(0, 40, 4)]
-    assert heat["z"][0] == pytest.approx([math.log10(a) for a in heat["customdata"][0]])
-    assert heat["z"][1] == [math.log10(by_layer.LEAST_ANGLE)] * 10
+    assert heat["z"] == heat["customdata"]  # no angle is near: colours go by the angle itself
+    assert (heat["zmin"], heat["zmax"]) == (0, 120)
+    near = lay(tmp_path / "near", 0, [{**row, "angle": {"a": 0.1, "b": 50.0}} for row in made(0)])
+    (heat,) = (by_layer.angle_figure(groups_of(near)[0].runs) or {})["data"]
+    assert heat["z"][0] == pytest.approx([math.log10(0.1)] * len(heat["x"]))
+    assert (heat["zmin"], heat["zmax"]) == (math.log10(by_layer.LEAST_ANGLE), math.log10(90))
     first, second = (by_layer.layer_figure(runs, "mismatch") or {})["data"]
     assert first["y"] == pytest.approx([0.1 / (1 + step) for step in range(0, 40, 4)])
     assert second["y"] == pytest.approx([0.015] * 10)

@@ -68,6 +68,7 @@ def test_what_could_not_be_written_is_said_at_the_end(monkeypatch):
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
