@@ -1,6 +1,7 @@
 """Files that are not what they should be: one sentence, at once, whatever they are."""
 
 import errno
+import itertools
 import os
 import socket
 import subprocess
@@ -206,3 +207,18 @@ def test_a_file_system_that_refuses_fsync_is_written_and_a_broken_one_named(
             checkpoint.write_text(path, "{}")
         assert error.value.filename == str(path)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_links_to_folders_multiply_no_images(tmp_path):
+    """Neither one that leads in circles, nor one to another class, whose label would be wrong."""
+    for part, name in itertools.product(("train", "test"), ("ant", "bee")):
+        place = tmp_path / part / name
+        place.mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(place / f"{i}.png")
+    (tmp_path / "train" / "ant" / "self").symlink_to(".")
+    (tmp_path / "train" / "ant" / "other").symlink_to("../bee")
+    found = data.load("folder", tmp_path)
+    assert len(found.train) == 4
+    assert sorted(found.train.labels.tolist()) == [0, 0, 1, 1]
+    assert "2 link to a folder" in found.skipped

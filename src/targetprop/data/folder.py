@@ -51,8 +51,6 @@ def read_folder(
     found = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     if not found:
         raise DataError(f"{root}: holds no class folders; expected {root}/CLASS/IMAGE.")
-    if names is None and len(found) < 2:
-        raise DataError(f"{root}: holds one class alone, '{found[0].name}'; give two or more.")
     names = [p.name for p in found] if names is None else list(names)
     skipped: Counter[str] = Counter()
     files: list[tuple[int, int, Path]] = []
