@@ -196,7 +196,7 @@ def differences(a: Config, b: Config) -> str:
     )
 
 
-def demand_same(config: Config, folder: Path) -> None:
+def refuse_other(config: Config, folder: Path) -> None:
     """Refuse a folder of another run, wherever its data lie.
 
     Raises:
@@ -218,7 +218,7 @@ def take_up(config: Config, folder: Path) -> Session:
     Raises:
         ConfigError: it holds a run with other settings.
     """
-    demand_same(config, folder)
+    refuse_other(config, folder)
     for name in ("last.pt", "previous.pt"):
         if (folder / name).exists():
             return resume(config, folder, name)

@@ -52,7 +52,7 @@ def cells(
         for name in names:
             chosen = config.load(name, [*settings, ("seed", seed)])
             cell = Cell(name, seed, chosen, folder / labels[name] / f"seed-{seed}")
-            runner.demand_same(chosen, cell.folder)
+            runner.refuse_other(chosen, cell.folder)
             found.append(cell)
     return found
 
